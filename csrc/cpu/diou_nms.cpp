@@ -1,0 +1,316 @@
+// diou_nms on the CPU: greedy suppression per image and class.
+//
+// 1. Per image: a stable radix sort by score, then by class, so that each class is one run in order of score.
+// 2. Per run: each box is tested against the boxes kept so far, which lie in separate arrays (x1, y1, ...) for the
+//    vector unit. Testing against the kept, not against all that follow, ends at the first hit and touches no
+//    suppressed box twice. A division-free float test with a safety margin rules out nearly every pair; what it does
+//    not rule out is decided in double, so the result does not depend on the vector width.
+// 3. Per image: the kept of all classes in order of score.
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <numeric>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include "../checks.h"
+#include "simd.h"
+
+namespace yolov4_fast {
+namespace {
+
+constexpr int64_t LANES = 64;  // kept boxes tested at a time
+
+struct Criterion {
+  double iou_threshold;
+  std::optional<double> beta;
+};
+
+// Whether box b is suppressed by box a (xyxy), in double.
+bool suppresses(const float* a, const float* b, const Criterion& criterion) {
+  const double ax1 = a[0], ay1 = a[1], ax2 = a[2], ay2 = a[3];
+  const double bx1 = b[0], by1 = b[1], bx2 = b[2], by2 = b[3];
+  const double width = std::min(ax2, bx2) - std::max(ax1, bx1);
+  const double height = std::min(ay2, by2) - std::max(ay1, by1);
+  if (!(width > 0 && height > 0)) {
+    return false;
+  }
+  const double intersection = width * height;
+  const double iou =
+      intersection / ((ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1) - intersection);
+  if (!(iou > criterion.iou_threshold) || !criterion.beta) {
+    return iou > criterion.iou_threshold;
+  }
+  const double dx = ((ax1 + ax2) - (bx1 + bx2)) / 2, dy = ((ay1 + ay2) - (by1 + by2)) / 2;
+  const double cx = std::max(ax2, bx2) - std::min(ax1, bx1);
+  const double cy = std::max(ay2, by2) - std::min(ay1, by1);
+  const double penalty = std::pow((dx * dx + dy * dy) / (cx * cx + cy * cy), *criterion.beta);
+  return iou - penalty > criterion.iou_threshold;
+}
+
+// The boxes of one class kept so far, in whole groups of LANES; unused lanes overlap nothing.
+class Kept {
+ public:
+  explicit Kept(int64_t capacity) : capacity_((capacity + LANES - 1) / LANES * LANES), data_(5 * capacity_) {
+    clear(capacity_);
+  }
+
+  void clear() { clear(groups() * LANES); }
+
+  int64_t groups() const { return (size_ + LANES - 1) / LANES; }
+
+  void push(const float* box) {
+    std::memcpy(boxes_.data() + 4 * size_, box, 4 * sizeof(float));
+    for (int64_t side = 0; side < 4; ++side) {
+      data_[side * capacity_ + size_] = box[side];
+    }
+    data_[4 * capacity_ + size_] = (box[2] - box[0]) * (box[3] - box[1]);
+    ++size_;
+  }
+
+  int64_t size() const { return size_; }
+  const float* box(int64_t i) const { return boxes_.data() + 4 * i; }
+  const float* x1() const { return data_.data(); }
+  const float* y1() const { return data_.data() + capacity_; }
+  const float* x2() const { return data_.data() + 2 * capacity_; }
+  const float* y2() const { return data_.data() + 3 * capacity_; }
+  const float* area() const { return data_.data() + 4 * capacity_; }
+
+ private:
+  void clear(int64_t lanes) {
+    constexpr float INF = std::numeric_limits<float>::infinity();
+    std::fill_n(data_.data(), lanes, INF);
+    std::fill_n(data_.data() + capacity_, lanes, INF);
+    std::fill_n(data_.data() + 2 * capacity_, lanes, -INF);
+    std::fill_n(data_.data() + 3 * capacity_, lanes, -INF);
+    std::fill_n(data_.data() + 4 * capacity_, lanes, 0.0f);
+    size_ = 0;
+  }
+
+  int64_t capacity_;
+  std::vector<float> data_;  // [5, capacity] x1, y1, x2, y2, area
+  std::vector<float> boxes_ = std::vector<float>(4 * capacity_);
+  int64_t size_ = 0;
+};
+
+// The first group from `group` on with a box whose IoU with `box` may exceed the threshold, and which lanes of it;
+// `groups` if there is none. `bound` is a little under the threshold. TINY lets pairs pass whose areas underflow.
+YOLOV4_FAST_MULTIVERSION int64_t next_group(
+    const float* __restrict x1, const float* __restrict y1, const float* __restrict x2, const float* __restrict y2,
+    const float* __restrict area, int64_t group, int64_t groups, const float* box, float bound,
+    int32_t* __restrict lanes) {
+  constexpr float TINY = 1e-30f;
+  const float bx1 = box[0], by1 = box[1], bx2 = box[2], by2 = box[3];
+  const float box_area = (bx2 - bx1) * (by2 - by1);
+  for (; group < groups; ++group) {
+    int32_t any = 0;
+    for (int64_t lane = 0; lane < LANES; ++lane) {
+      const int64_t i = group * LANES + lane;
+      const float width = (bx2 < x2[i] ? bx2 : x2[i]) - (bx1 > x1[i] ? bx1 : x1[i]);
+      const float height = (by2 < y2[i] ? by2 : y2[i]) - (by1 > y1[i] ? by1 : y1[i]);
+      const float intersection = width * height;
+      const float all = box_area + area[i] - intersection;
+      const int32_t hit = (width > 0.0f) & (height > 0.0f) & (intersection + TINY > bound * all);
+      lanes[lane] = hit;
+      any |= hit;
+    }
+    if (any) {
+      return group;
+    }
+  }
+  return groups;
+}
+
+bool is_suppressed(const float* box, const Kept& kept, const Criterion& criterion, float bound) {
+  int32_t lanes[LANES];
+  const int64_t groups = kept.groups();
+  for (int64_t group = 0;; ++group) {
+    group = next_group(
+        kept.x1(), kept.y1(), kept.x2(), kept.y2(), kept.area(), group, groups, box, bound, lanes);
+    if (group == groups) {
+      return false;
+    }
+    for (int64_t lane = 0; lane < LANES; ++lane) {
+      if (lanes[lane] && suppresses(kept.box(group * LANES + lane), box, criterion)) {
+        return true;
+      }
+    }
+  }
+}
+
+// Stable sort of `order` by keys[order[i]], ascending. Bytes that all keys share cost one pass over nothing.
+void radix_sort(const std::vector<uint32_t>& keys, std::vector<int32_t>& order) {
+  std::array<std::array<int32_t, 256>, 4> counts{};
+  for (const int32_t i : order) {
+    for (int byte = 0; byte < 4; ++byte) {
+      ++counts[byte][keys[i] >> (8 * byte) & 255];
+    }
+  }
+  std::vector<int32_t> sorted(order.size());
+  for (int byte = 0; byte < 4; ++byte) {
+    auto& count = counts[byte];
+    if (order.empty() || count[keys[order[0]] >> (8 * byte) & 255] == static_cast<int32_t>(order.size())) {
+      continue;
+    }
+    std::exclusive_scan(count.begin(), count.end(), count.begin(), 0);
+    for (const int32_t i : order) {
+      sorted[count[keys[i] >> (8 * byte) & 255]++] = i;
+    }
+    order.swap(sorted);
+  }
+}
+
+// An unsigned key that ascends as the score descends; -0 and 0 are equal.
+uint32_t descending_key(float score) {
+  score += 0.0f;
+  uint32_t bits;
+  std::memcpy(&bits, &score, sizeof(bits));
+  return bits & 0x80000000u ? bits : ~(bits | 0x80000000u);
+}
+
+struct Image {
+  std::vector<int32_t> by_score;  // box numbers, best first; those with a NaN score are left out
+  std::vector<int32_t> by_class;  // positions in by_score, class by class
+  std::vector<uint8_t> kept;      // of each position in by_score
+};
+
+struct Run {  // one class of one image
+  int64_t image, begin, end;  // positions in by_class
+};
+
+Image sort_image(const float* scores, const int32_t* class_ids, int64_t count) {
+  Image image;
+  image.by_score.reserve(count);
+  std::vector<uint32_t> keys(count);
+  for (int64_t i = 0; i < count; ++i) {
+    if (!std::isnan(scores[i])) {
+      keys[i] = descending_key(scores[i]);
+      image.by_score.push_back(static_cast<int32_t>(i));
+    }
+  }
+  radix_sort(keys, image.by_score);
+  const int64_t ranked = static_cast<int64_t>(image.by_score.size());
+  for (int64_t rank = 0; rank < ranked; ++rank) {
+    keys[rank] = static_cast<uint32_t>(class_ids[image.by_score[rank]]);
+  }
+  image.by_class.resize(ranked);
+  std::iota(image.by_class.begin(), image.by_class.end(), 0);
+  radix_sort(keys, image.by_class);
+  image.kept.assign(ranked, 0);
+  return image;
+}
+
+std::vector<Run> runs_of(const std::vector<Image>& images, const int32_t* class_ids, int64_t stride) {
+  std::vector<Run> runs;
+  for (int64_t b = 0; b < static_cast<int64_t>(images.size()); ++b) {
+    const Image& image = images[b];
+    const auto class_at = [&](int64_t i) { return class_ids[b * stride + image.by_score[image.by_class[i]]]; };
+    const int64_t count = static_cast<int64_t>(image.by_class.size());
+    for (int64_t begin = 0, end; begin < count; begin = end) {
+      for (end = begin + 1; end < count && class_at(end) == class_at(begin); ++end) {
+      }
+      runs.push_back({b, begin, end});
+    }
+  }
+  return runs;
+}
+
+// Marks what one class of one image keeps, at most `limit` boxes.
+void suppress_run(
+    Image& image, const Run& run, const float* boxes, const Criterion& criterion, int64_t limit, Kept& kept) {
+  kept.clear();
+  // Every single-precision rounding on the way to the test together stays under 1e-6 of the union.
+  const float bound = static_cast<float>(criterion.iou_threshold * (1 - 1e-5));
+  for (int64_t i = run.begin; i < run.end && kept.size() < limit; ++i) {
+    const int32_t rank = image.by_class[i];
+    const float* box = boxes + 4 * image.by_score[rank];
+    if (!is_suppressed(box, kept, criterion, bound)) {
+      kept.push(box);
+      image.kept[rank] = 1;
+    }
+  }
+}
+
+std::tuple<Tensor, Tensor> diou_nms_cpu(
+    const Tensor& boxes_in, const Tensor& scores_in, const Tensor& class_ids_in, const Tensor& counts_in,
+    double iou_threshold, std::optional<double> beta, int64_t max_detections) {
+  check_cpu(boxes_in, "boxes");
+  check_cpu(scores_in, "scores");
+  check_cpu(class_ids_in, "class_ids");
+  check_cpu(counts_in, "counts");
+  check_dtype(boxes_in, ScalarType::Float, "boxes");
+  check_dtype(scores_in, ScalarType::Float, "scores");
+  check_dtype(class_ids_in, ScalarType::Int, "class_ids");
+  check_dtype(counts_in, ScalarType::Int, "counts");
+  STD_TORCH_CHECK(
+      boxes_in.dim() == 3 && boxes_in.size(2) == 4, "boxes must be [batch, candidates, 4], not ", shape_of(boxes_in));
+  const int64_t batch = boxes_in.size(0), stride = boxes_in.size(1);
+  check_shape(scores_in, {batch, stride}, "scores");
+  check_shape(class_ids_in, {batch, stride}, "class_ids");
+  check_shape(counts_in, {batch}, "counts");
+  STD_TORCH_CHECK(
+      stride <= std::numeric_limits<int32_t>::max(), "at most 2^31 - 1 candidates an image, not ", stride);
+  STD_TORCH_CHECK(
+      iou_threshold >= 0 && iou_threshold <= 1, "iou_threshold must be in 0..1, not ", iou_threshold);
+  STD_TORCH_CHECK(!beta || (*beta >= 0 && std::isfinite(*beta)), "beta must be finite and at least 0, not ", *beta);
+  STD_TORCH_CHECK(max_detections >= 0, "max_detections must be at least 0, not ", max_detections);
+
+  const Tensor boxes_tensor = torch::stable::contiguous(boxes_in);          // [B, K, 4]
+  const Tensor scores_tensor = torch::stable::contiguous(scores_in);        // [B, K]
+  const Tensor class_ids_tensor = torch::stable::contiguous(class_ids_in);  // [B, K]
+  const Tensor counts_tensor = torch::stable::contiguous(counts_in);        // [B]
+  const float* const boxes = boxes_tensor.const_data_ptr<float>();
+  const float* const scores = scores_tensor.const_data_ptr<float>();
+  const int32_t* const class_ids = class_ids_tensor.const_data_ptr<int32_t>();
+  const int32_t* const counts = counts_tensor.const_data_ptr<int32_t>();
+  const int64_t rows = max_detections ? max_detections : stride;
+  Tensor keep_tensor = torch::stable::empty({batch, rows}, ScalarType::Long);  // [B, D]
+  Tensor kept_tensor = torch::stable::empty({batch}, ScalarType::Int);         // [B]
+  int64_t* const keep = keep_tensor.mutable_data_ptr<int64_t>();
+  int32_t* const kept = kept_tensor.mutable_data_ptr<int32_t>();
+
+  std::vector<Image> images(batch);
+  torch::stable::parallel_for(0, batch, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; ++b) {
+      const int64_t count = std::clamp<int64_t>(counts[b], 0, stride);
+      images[b] = sort_image(scores + b * stride, class_ids + b * stride, count);
+    }
+  });
+  const std::vector<Run> runs = runs_of(images, class_ids, stride);
+  const Criterion criterion{iou_threshold, beta};
+  torch::stable::parallel_for(0, static_cast<int64_t>(runs.size()), 1, [&](int64_t begin, int64_t end) {
+    int64_t longest = 0;
+    for (int64_t i = begin; i < end; ++i) {
+      longest = std::max(longest, runs[i].end - runs[i].begin);
+    }
+    Kept scratch(longest);
+    for (int64_t i = begin; i < end; ++i) {
+      suppress_run(images[runs[i].image], runs[i], boxes + runs[i].image * stride * 4, criterion, rows, scratch);
+    }
+  });
+  for (int64_t b = 0; b < batch; ++b) {
+    int64_t n = 0;
+    for (size_t rank = 0; rank < images[b].by_score.size() && n < rows; ++rank) {
+      if (images[b].kept[rank]) {
+        keep[b * rows + n++] = images[b].by_score[rank];
+      }
+    }
+    std::fill_n(keep + b * rows + n, rows - n, -1);
+    kept[b] = static_cast<int32_t>(n);
+  }
+  return {keep_tensor, kept_tensor};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(yolov4_fast, CPU, m) {
+  m.impl("diou_nms", TORCH_BOX(&diou_nms_cpu));
+}
+
+}  // namespace yolov4_fast
