@@ -1,0 +1,48 @@
+# make demo   install, build, and detect on the sample images with the sample model
+# make test   install, build, lint, type-check and run the tests
+# make bench  the benchmarks of the ops, and what the README's speed table quotes
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
+export CUDA_HOME ?= $(firstword $(wildcard /usr/local/cuda) $(wildcard /opt/cuda))
+
+.PHONY: install demo lint test bench clean
+.DELETE_ON_ERROR:
+
+install: $(VENV)/.built
+
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; set PYTHON=... ($(PYTHON) is $$($(PYTHON) --version))"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	@touch $@
+
+$(VENV)/.requirements: pyproject.toml | $(VENV)/.created
+	$(BIN)/python -m pip install --quiet "setuptools>=77" ninja "torch>=2.11"
+	@touch $@
+
+$(VENV)/.built: $(SOURCES) | $(VENV)/.requirements
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[test]'
+	@touch $@
+
+demo: install
+	@mkdir -p demo
+	$(BIN)/yolov4-fast build samples/shapes-nano.safetensors -o demo/shapes-nano.engine
+	$(BIN)/yolov4-fast detect demo/shapes-nano.engine samples/images --save demo/pictures --json demo/detections.json
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest
+
+bench: install
+	$(BIN)/python -m pytest benchmarks --benchmark-only
+
+clean:
+	rm -rf build demo *.egg-info yolov4_fast/*.so

@@ -1,0 +1,75 @@
+"""`yolov4-fast build`: a model -> an engine file."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+from yolov4_fast.commands.arguments import add_json, add_model, positive, write_json
+
+
+def add(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "build",
+        help="make an engine file of a model",
+        description="Make an engine file of a model, ready for `yolov4-fast detect`.",
+    )
+    add_model(parser)
+    parser.add_argument("--engine", help="torch or openvino (default: the fastest here)")
+    parser.add_argument("--precision", help="f32, bf16 (default: the engine's best here)")
+    parser.add_argument(
+        "--max-batch", type=positive, default=8, help="images per run (%(default)s)"
+    )
+    parser.add_argument("--resize", choices=("stretch", "letterbox"), help="default for detect")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="the engine file")
+    add_json(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from yolov4_fast.engines.build import build_engine
+    from yolov4_fast.model import open_model
+
+    started = time.perf_counter()
+    model = open_model(
+        arguments.model,
+        weights=arguments.weights,
+        names=arguments.names,
+        size=arguments.size,
+        random=arguments.random,
+    )
+    for note in model.notes:
+        print(f"note: {note}")
+    engine = build_engine(
+        model.network,
+        model.state,
+        model.class_names,
+        engine=arguments.engine,
+        precision=arguments.precision,
+        max_batch=arguments.max_batch,
+        resize=arguments.resize,
+        path=arguments.output,
+    )
+    seconds = time.perf_counter() - started
+    megabytes = arguments.output.stat().st_size / 1e6
+    print(
+        f"{arguments.output}: {engine.kind} engine, {engine.precision}, input "
+        f"{engine.width}x{engine.height} ({engine.resize}), {len(engine.class_names)} classes, "
+        f"up to {engine.max_batch} images a run, {megabytes:.1f} MB, built in {seconds:.1f} s"
+    )
+    write_json(
+        arguments.json,
+        {
+            "engine": str(arguments.output),
+            "kind": engine.kind,
+            "precision": engine.precision,
+            "width": engine.width,
+            "height": engine.height,
+            "classes": list(engine.class_names),
+            "max_batch": engine.max_batch,
+            "seconds": seconds,
+        },
+    )
+    return 0

@@ -1,0 +1,69 @@
+"""`yolov4-fast export`: a model -> ONNX, Darknet cfg, weights and names, or a small checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from yolov4_fast.commands.arguments import add_model
+from yolov4_fast.files import replacing
+
+SUFFIXES = {"onnx": ".onnx", "darknet": ".cfg", "safetensors": ".safetensors"}
+
+
+def add(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "export",
+        help="write a model as ONNX, Darknet files or a small checkpoint",
+        description="Write a model as ONNX (raw maps, dynamic batch), as Darknet cfg, weights and "
+        "names, or as a checkpoint of float16 weights without the trainer's state.",
+    )
+    add_model(parser)
+    parser.add_argument("--format", choices=tuple(SUFFIXES), required=True)
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True,
+        help="the .onnx or .safetensors; for darknet the .cfg, .weights and .names go beside it",
+    )  # fmt: skip
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    import torch
+
+    from yolov4_fast.checkpoint import write_checkpoint
+    from yolov4_fast.darknet.cfg import write_cfg
+    from yolov4_fast.darknet.weights import write_weights
+    from yolov4_fast.engines.onnx_export import export_onnx
+    from yolov4_fast.model import open_model
+
+    model = open_model(
+        arguments.model,
+        weights=arguments.weights,
+        names=arguments.names,
+        size=arguments.size,
+        random=arguments.random,
+    )
+    output: Path = arguments.output
+    wanted = SUFFIXES[arguments.format]
+    if output.suffix != wanted:
+        raise ValueError(f"{output}: the output of --format {arguments.format} ends in {wanted}")
+    if arguments.format == "onnx":
+        export_onnx(model.network, model.state, output)
+        written = [output]
+    elif arguments.format == "safetensors":
+        write_checkpoint(output, model.network, model.state, model.class_names, dtype=torch.float16)
+        written = [output]
+    else:
+        written = [output, output.with_suffix(".weights"), output.with_suffix(".names")]
+        _write_text(written[0], write_cfg(model.network))
+        write_weights(written[1], model.network, model.state)
+        _write_text(written[2], "\n".join(model.class_names) + "\n")
+    for path in written:
+        print(f"{path}: {path.stat().st_size:,} bytes")
+    return 0
+
+
+def _write_text(path: Path, text: str) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -1,0 +1,136 @@
+"""`yolov4-fast info`: what is in a cfg, a checkpoint, an engine file or an architecture."""
+
+from __future__ import annotations
+
+import argparse
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from yolov4_fast.commands.arguments import add_json, size, write_json
+
+
+def add(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "info",
+        help="describe a cfg, checkpoint, engine file or architecture",
+        description="Layers, shapes, parameters, operations, anchors and classes.",
+    )
+    parser.add_argument("model", metavar="X", help="a cfg, checkpoint, engine file or name")
+    parser.add_argument("--size", type=size, metavar="N|WxH", help="count for this input size")
+    parser.add_argument("--layers", action="store_true", help="list every layer")
+    add_json(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from yolov4_fast.checkpoint import is_checkpoint, read_checkpoint
+    from yolov4_fast.engines.bundle import read_manifest
+    from yolov4_fast.model import open_network
+    from yolov4_fast.network.layers import Conv
+
+    facts: dict[str, Any] = {"model": arguments.model}
+    if zipfile.is_zipfile(arguments.model) or Path(arguments.model).suffix == ".engine":
+        manifest = read_manifest(arguments.model)
+        network = manifest.network
+        facts |= {
+            "engine": manifest.kind,
+            "precision": manifest.precision,
+            "resize": manifest.resize,
+            "max_batch": manifest.max_batch,
+            "versions": dict(manifest.versions),
+            "classes": list(manifest.class_names),
+        }
+    elif is_checkpoint(arguments.model):
+        checkpoint = read_checkpoint(arguments.model)
+        network = checkpoint.network
+        facts["classes"] = list(checkpoint.class_names)
+        facts |= {k: checkpoint.metadata[k] for k in ("mAP50",) if k in checkpoint.metadata}
+    else:
+        network = open_network(arguments.model)
+    if arguments.size:
+        network = network.resized(*arguments.size)
+    convolutions = [layer for _, layer in network.convolutions()]
+    facts |= {
+        "input": f"{network.width}x{network.height}",
+        "layers": len(network.layers),
+        "convolutions": len(convolutions),
+        "activations": _counts(layer.activation for layer in convolutions),
+        "parameters": network.parameters(),
+        "gflops": round(network.operations() / 1e9, 3),
+        "num_classes": network.num_classes,
+        "heads": [
+            {
+                "stride": head.stride,
+                "map": f"{network.width // head.stride}x{network.height // head.stride}",
+                "anchors": [list(anchor) for anchor in head.anchors],
+                "scale_x_y": head.scale_x_y,
+                "nms": head.nms_kind,
+            }
+            for head in network.heads
+        ],
+    }
+    _print(facts)
+    if arguments.layers:
+        rows = []
+        for index, (layer, inputs, shape) in enumerate(
+            zip(network.layers, network.input_shapes(), network.shapes(), strict=True)
+        ):
+            detail = (
+                f"{layer.size}x{layer.size}/{layer.stride} {layer.activation}"
+                + (" bn" if layer.batch_normalize else "")
+                if isinstance(layer, Conv)
+                else ""
+            )
+            rows.append(
+                {
+                    "index": index,
+                    "layer": layer.name,
+                    "detail": detail,
+                    "inputs": list(layer.inputs),
+                    "shape": list(shape),
+                    "parameters": layer.parameters(*inputs),
+                    "gflops": round(layer.operations(*inputs) / 1e9, 4),
+                }
+            )
+        _print_layers(rows)
+        facts["layer_list"] = rows
+    write_json(arguments.json, facts)
+    return 0
+
+
+def _counts(names: Any) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for name in names:
+        counts[name] = counts.get(name, 0) + 1
+    return counts
+
+
+def _print(facts: dict[str, Any]) -> None:
+    for key, value in facts.items():
+        if key == "heads":
+            for head in value:
+                anchors = "  ".join(f"{w:g},{h:g}" for w, h in head["anchors"])
+                print(
+                    f"{'head':14}stride {head['stride']}, map {head['map']}, anchors {anchors}, "
+                    f"scale_x_y {head['scale_x_y']:g}, nms {head['nms']}"
+                )
+            continue
+        if isinstance(value, dict):
+            value = ", ".join(f"{name} {count}" for name, count in value.items())
+        elif isinstance(value, list):
+            value = ", ".join(value)
+        elif isinstance(value, int) and not isinstance(value, bool):
+            value = f"{value:,}"
+        print(f"{key:14}{value}")
+
+
+def _print_layers(rows: list[dict[str, Any]]) -> None:
+    print(f"{'':>4} {'layer':14}{'':22}{'inputs':>12}{'shape':>18}{'parameters':>13}{'gflops':>9}")
+    for row in rows:
+        inputs = ",".join("image" if i < 0 else str(i) for i in row["inputs"])
+        shape = "x".join(map(str, row["shape"]))
+        print(
+            f"{row['index']:>4} {row['layer']:14}{row['detail']:22}{inputs:>12}{shape:>18}"
+            f"{row['parameters']:>13,}{row['gflops']:>9.3f}"
+        )
