@@ -23,6 +23,7 @@ from torch import Tensor
 
 from training.assign import Positives, assign
 from yolov4_fast.network.layers import Head
+from yolov4_fast.ops.decode import in_cell
 
 BOX_LOSSES = ("iou", "giou", "diou", "ciou")
 EPS = 1e-7
@@ -82,13 +83,10 @@ def box_loss(predicted: Tensor, target: Tensor, kind: str) -> Tensor:
 
 def decode_boxes(raw: Tensor, head: Head, anchors: Tensor, cells: Tensor) -> Tensor:
     """Boxes cxcywh in px of the input, differentiable. raw [..., 4], anchors, cells [..., 2]."""
-    xy, wh = raw[..., :2], raw[..., 2:]
-    if head.new_coords:
-        wh = (2 * wh).square()
-    else:
-        xy, wh = xy.sigmoid(), wh.clamp(max=LARGEST_LOG_SCALE).exp()
-    xy = xy * head.scale_x_y - (head.scale_x_y - 1) / 2 + cells
-    return torch.cat([xy * head.stride, wh * anchors], -1)
+    if not head.new_coords:
+        raw = torch.cat([raw[..., :2], raw[..., 2:].clamp(max=LARGEST_LOG_SCALE)], -1)
+    offset, factor = in_cell(raw, head.scale_x_y, head.new_coords)
+    return torch.cat([(offset + cells) * head.stride, factor * anchors], -1)
 
 
 def detection_loss(

@@ -106,22 +106,31 @@ def decode_reference(
         )
         corner = torch.stack((j, i), -1)
         grid = torch.tensor((columns, rows), device=raw.device)
-        center = (probability[..., :2] * scale - (scale - 1) / 2 + corner) / grid
+        offset, factor = in_cell(cells[..., :4], scale, new)
+        center = (offset + corner) / grid
         anchor = torch.tensor(sizes, dtype=torch.float64) / torch.tensor((width, height))
-        anchor = anchor.to(raw.device)[:, None, None, :]
-        size = ((2 * cells[..., 2:4]) ** 2 if new else torch.exp(cells[..., 2:4])) * anchor
+        size = factor * anchor.to(raw.device)[:, None, None, :]
         boxes.append(torch.cat((center - size / 2, center + size / 2), -1).flatten(1, 3))
         score = (probability[..., 4:5] * probability[..., 5:]).float()
         passes = probability[..., 4:5].float() > torch.tensor(confidence, dtype=torch.float32)
         scores.append(score.where(passes, -1).flatten(1, 3))
-    all_boxes, all_scores = (
-        torch.cat(boxes, 1),
-        torch.cat(scores, 1),
-    )  # [B, cells, 4], [B, cells, C]
+    all_boxes = torch.cat(boxes, 1)  # [B, cells, 4]
+    all_scores = torch.cat(scores, 1)  # [B, cells, C]
     if placement is not None:
         scale_xy, offset_xy = placement.double()[:, None].split(2, -1)  # [B, 1, 2] each
         all_boxes = all_boxes * scale_xy.repeat(1, 1, 2) + offset_xy.repeat(1, 1, 2)
     return _gather(all_boxes.float(), all_scores, confidence, capacity)
+
+
+def in_cell(raw: Tensor, scale_x_y: float, new_coords: bool) -> tuple[Tensor, Tensor]:
+    """A box within its cell and in terms of its anchor; differentiable, for training too.
+
+    raw: [..., 4] tx, ty, tw, th of any floating dtype. Returns the centre's offset from the cell's
+    corner in cells, and the factors on the anchor's width and height, [..., 2] each.
+    """
+    xy, wh = raw.split(2, -1)
+    offset = (xy if new_coords else torch.sigmoid(xy)) * scale_x_y - (scale_x_y - 1) / 2
+    return offset, (2 * wh).square() if new_coords else torch.exp(wh)
 
 
 def _gather(boxes: Tensor, scores: Tensor, confidence: float, capacity: int) -> Candidates:
