@@ -5,8 +5,9 @@
 Every program runs the same network with the same (random) weights on the same 1280x720 picture.
 `bare OpenVINO` runs our ONNX at the engine's precision on a picture that is resized already and
 reads nothing of the result: what is left between it and `detect` is all our own. OpenCV and PyTorch
-are timed on the network alone too, which flatters them. Before anything is timed, their raw maps
-are held against the torch engine's.
+are timed on the network alone too, which flatters them. Before anything is timed, the raw maps of
+all are held against PyTorch's in float32: those in float32 to 1e-3 of the range, those in bfloat16
+to twice what PyTorch itself loses to bfloat16, which on random weights is much.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from yolov4_fast.darknet.weights import write_weights
 from yolov4_fast.engines.onnx_export import export_onnx
 from yolov4_fast.files import replacing
 from yolov4_fast.model import Model, open_model
+from yolov4_fast.network.fold import fold
 
 Runner = Callable[[], Sequence[np.ndarray]]
 
@@ -55,11 +57,15 @@ def bare_openvino(model: Model, images: Tensor, precision: str) -> Runner:
 
 
 def opencv_dnn(model: Model, images: Tensor) -> Runner:
-    """OpenCV's Darknet importer on the cfg and weights that we write."""
+    """OpenCV's Darknet importer on the cfg and weights that we write.
+
+    Normalisation is folded first: OpenCV would add 1e-6 to the variances where Darknet adds 1e-5.
+    """
+    folded, state = fold(model.network, model.state)
     with tempfile.TemporaryDirectory() as folder:
         cfg, weights = Path(folder, "model.cfg"), Path(folder, "model.weights")
-        cfg.write_text(write_cfg(model.network))
-        write_weights(weights, model.network, model.state)
+        cfg.write_text(write_cfg(folded))
+        write_weights(weights, folded, state)
         network = cv2.dnn.readNetFromDarknet(str(cfg), str(weights))
     blob = images.numpy()
     names = [f"conv_{head.inputs[0]}" for head in model.network.heads]
@@ -107,10 +113,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         "PyTorch bf16": pytorch(model, images, "bf16"),
     }
     reference = [raw.copy() for raw in peers["PyTorch f32"]()]
+    rounding = disagreement(peers["PyTorch bf16"](), reference)
     for name, run in peers.items():
-        difference, limit = disagreement(run(), reference), 1e-3 if "f32" in name else 5e-2
-        print(f"{name}: maps differ from the reference by {difference:.1e} of their range")
-        if not difference < limit:
+        difference, limit = disagreement(run(), reference), 1e-3 if "f32" in name else 2 * rounding
+        print(f"{name}: maps differ from PyTorch f32 by {difference:.1e} of their range")
+        if not difference <= limit:
             raise SystemExit(f"{name} does not compute the same network: no time is shown")
 
     ours = f"detect, {engine.kind} {engine.precision}"

@@ -49,7 +49,8 @@ def compare(
 ) -> dict[str, Timing]:
     """Time functions in turn, round after round, for about `seconds` each after a tenth of warm-up.
 
-    A function that uses a GPU must itself wait for it.
+    In its turn a function runs twice and the second call counts: the first meets caches and thread
+    pools as the function before left them. A function that uses a GPU must itself wait for it.
     """
     deadline = time.perf_counter() + 0.1 * seconds * len(functions)
     warm = False
@@ -62,6 +63,7 @@ def compare(
     rounds = 0
     while rounds < max(2, minimum_repeats) or time.perf_counter() < deadline:
         for name, function in functions.items():
+            function()
             start = time.perf_counter()
             function()
             times[name].append(time.perf_counter() - start)

@@ -330,7 +330,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> decode_cpu(
       static_cast<float>(confidence), placement_tensor ? placement_tensor->const_data_ptr<float>() : nullptr);
   const std::vector<Slice> slices = make_slices(maps, batch);
   std::vector<std::vector<Found>> found(slices.size());
-  torch::stable::parallel_for(0, static_cast<int64_t>(slices.size()), 2, [&](int64_t begin, int64_t end) {
+  // An image a thread: waking OpenMP's threads for one image costs more than it saves, see resize.
+  const int64_t count = static_cast<int64_t>(slices.size());
+  const int64_t per_image = std::max<int64_t>(1, count / std::max<int64_t>(1, batch));
+  torch::stable::parallel_for(0, count, per_image, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       found[i] = decoder.decode(slices[i]);
     }

@@ -25,6 +25,7 @@
 namespace yolov4_fast {
 namespace {
 
+constexpr int64_t SERIAL_BELOW = 4096;  // candidates in the batch
 constexpr int64_t LANES = 64;  // kept boxes tested at a time
 
 struct Criterion {
@@ -284,7 +285,10 @@ std::tuple<Tensor, Tensor> diou_nms_cpu(
   });
   const std::vector<Run> runs = runs_of(images, class_ids, stride);
   const Criterion criterion{iou_threshold, beta};
-  torch::stable::parallel_for(0, static_cast<int64_t>(runs.size()), 1, [&](int64_t begin, int64_t end) {
+  // Few boxes are done before OpenMP's threads are awake, and those go on spinning, see resize.
+  const int64_t count = static_cast<int64_t>(runs.size());
+  const int64_t grain = batch * stride < SERIAL_BELOW ? std::max<int64_t>(1, count) : 1;
+  torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
     int64_t longest = 0;
     for (int64_t i = begin; i < end; ++i) {
       longest = std::max(longest, runs[i].end - runs[i].begin);

@@ -18,7 +18,6 @@ namespace yolov4_fast {
 namespace {
 
 constexpr float FILL = 0.5f;
-constexpr int64_t ROWS_PER_THREAD = 32;
 
 // The source cells that output cell `i` lies between, and how far it is towards the second.
 struct Tap {
@@ -207,7 +206,9 @@ Tensor resize_cpu(
   }
   Tensor output = torch::stable::empty({batch, 3, height, width}, ScalarType::Float);  // [B, 3, H, W]
   float* const out = output.mutable_data_ptr<float>();
-  torch::stable::parallel_for(0, batch * height, ROWS_PER_THREAD, [&](int64_t begin, int64_t end) {
+  // An image a thread, so that one image wakes none: OpenMP's threads spin for milliseconds afterwards and take the
+  // cores from the inference that follows. On two cores that cost yolov4 416 over 2 ms, to save 0.2 ms here.
+  torch::stable::parallel_for(0, batch * height, height, [&](int64_t begin, int64_t end) {
     std::vector<float> scratch(3 * (widest + 2));
     for (int64_t i = begin; i < end; ++i) {
       const int64_t image = i / height;
