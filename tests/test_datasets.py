@@ -126,6 +126,38 @@ class TestVoc:
         with pytest.raises(DatasetError, match="no usable image"):
             open_dataset(tmp_path)
 
+    def test_an_image_that_is_listed_twice_is_taken_once(self, tmp_path):
+        for name in ("a", "b"):
+            write_voc(tmp_path, name, voc_object("dog", (1, 1, 9, 9)))
+        write_split(tmp_path, "val", "a", "b", "a")
+        with pytest.warns(DatasetWarning, match="a: is listed twice"):
+            assert [path.stem for path in open_dataset(tmp_path).image_paths] == ["a", "b"]
+
+    def test_lists_that_cannot_be_used_are_named(self, tmp_path):
+        write_voc(tmp_path, "a", voc_object("dog", (1, 1, 9, 9)))
+        write_split(tmp_path, "val")
+        with pytest.raises(DatasetError, match="no usable image in split 'val': it lists none"):
+            open_dataset(tmp_path, "val")
+        (tmp_path / "ImageSets/Main/val.txt").write_bytes("é\n".encode("latin-1"))
+        with pytest.raises(DatasetError, match=r"val\.txt is not UTF-8 text"):
+            open_dataset(tmp_path, "val")
+        write_split(tmp_path, "val", "a")
+        (tmp_path / "classes.txt").write_text("cat\n\ndog\n")
+        with pytest.raises(ValueError, match=r"classes\.txt, line 2: is blank, which would shift"):
+            open_dataset(tmp_path, "val")
+        (tmp_path / "classes.txt").write_text("")
+        with pytest.raises(ValueError, match=r"classes\.txt: holds no class names"):
+            open_dataset(tmp_path, "val")
+
+    def test_names_need_not_be_ascii(self, tmp_path):
+        root = tmp_path / "œuvre 图"
+        write_voc(root, "b", voc_object("dog", (1, 1, 9, 9)))
+        for folder, suffix in (("JPEGImages", ".jpg"), ("Annotations", ".xml")):
+            (root / folder / f"b{suffix}").rename(root / folder / f"猫{suffix}")
+        write_split(root, "val", "猫")
+        dataset = open_dataset(root)
+        assert len(dataset) == 1 and dataset.read_image(0).shape == (50, 100, 3)
+
     @pytest.mark.filterwarnings("ignore::yolov4_fast.datasets.DatasetWarning")
     def test_bccd(self, bccd):
         whole, val = open_dataset(bccd, "trainval"), open_dataset(bccd, "val")
@@ -201,6 +233,32 @@ class TestCoco:
         assert len(dataset) == 2
         assert len(dataset.annotation(1).boxes) == 2
 
+    @pytest.mark.parametrize(
+        ("key", "change", "words"),
+        [
+            ("images", {"width": None}, "'width' cannot be None in images"),
+            ("images", {"id": "7"}, "'id' cannot be '7' in images"),
+            ("images", {"file_name": 5}, "'file_name' cannot be 5 in images"),
+            ("annotations", {"image_id": [3]}, r"'image_id' cannot be \[3\] in annotations"),
+            ("categories", {"id": 1}, "2 entries of categories have the id 1"),
+            ("images", {"id": 3}, "2 entries of images have the id 3"),
+        ],
+    )
+    def test_entries_of_the_wrong_kind_raise(self, tmp_path, key, change, words):
+        content = coco_content()
+        content[key][0] |= change
+        with pytest.raises(DatasetError, match=words):
+            open_dataset(self.write(tmp_path, content))
+        content[key][0] = 5
+        with pytest.raises(DatasetError, match=f"an entry of {key} is 5, not an object"):
+            open_dataset(self.write(tmp_path, content))
+
+    @pytest.mark.parametrize("area", [float("nan"), -3.0])
+    def test_an_area_that_cannot_be_is_that_of_the_box(self, tmp_path, area):
+        content = coco_content()
+        content["annotations"][0]["area"] = area
+        assert open_dataset(self.write(tmp_path, content)).annotation(1).areas.tolist() == [300, 25]
+
     def test_images_that_are_nowhere_raise(self, tmp_path):
         file = self.write(tmp_path, coco_content())
         for image in (tmp_path / "val2017").iterdir():
@@ -257,9 +315,26 @@ class TestDarknet:
         data = self.write(tmp_path, "")
         with pytest.raises(DatasetError, match="no split 'train'; it has: valid"):
             open_dataset(data, "train")
+        data.write_text(data.read_text().replace("classes=2", "classes=80"))
+        with pytest.raises(DatasetError, match=r"says classes=80, but x\.names has 2 names"):
+            open_dataset(data)
+        data.write_text(data.read_text().replace("classes=80", "classes=2"))
         (tmp_path / "x.names").unlink()
         with pytest.raises(DatasetError, match=r"names x\.names, which is not there"):
             open_dataset(data)
+
+    def test_files_beside_the_data_file_go_before_those_of_the_working_directory(
+        self, tmp_path, monkeypatch
+    ):
+        data = self.write(tmp_path, "1 0.5 0.5 0.25 0.5\n")
+        (tmp_path / "elsewhere").mkdir()
+        (tmp_path / "elsewhere" / "x.names").write_text("three\nfour\n")
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        assert open_dataset(data).class_names == ("one", "two")
+        monkeypatch.chdir(tmp_path)  # where Darknet would be started
+        (tmp_path / "cfg").mkdir()
+        data.rename(tmp_path / "cfg" / "x.data")
+        assert len(open_dataset("cfg/x.data")) == 2
 
 
 def test_a_path_that_is_no_data_set_raises(tmp_path):

@@ -19,7 +19,8 @@ from yolov4_fast.average_precision import (
     voc_ap,
 )
 from yolov4_fast.datasets import Annotation, Dataset
-from yolov4_fast.evaluation import evaluate, evaluate_predictions
+from yolov4_fast.evaluation import ALIASES, evaluate, evaluate_predictions, match_classes
+from yolov4_fast.zoo import COCO_NAMES
 
 
 def objects(boxes, class_ids=None, difficult=None, crowd=None) -> Annotation:
@@ -247,7 +248,7 @@ class TestEvaluate:
 
     def test_different_classes_raise_and_both_are_named(self):
         detector = FakeDetector(["cat", "a"], self.predictions)
-        with pytest.raises(EvaluationError, match=r"\[cat, a\] and \[a, b\]"):
+        with pytest.raises(EvaluationError, match=r"has \[cat\], .* has \[b\]"):
             evaluate(detector, dataset_of(self.truths, ["a", "b"]), progress=False)
 
     def test_a_class_without_objects_is_left_out_of_the_mean(self):
@@ -284,3 +285,30 @@ class TestEvaluate:
     def test_unknown_options_raise(self, option, words):
         with pytest.raises(EvaluationError, match=words):
             evaluate_predictions([], dataset_of([]), **option)
+
+
+def test_classes_are_matched_by_name_in_any_order() -> None:
+    assert match_classes(("a", "b", "c"), ("c", "a", "b")).tolist() == [1, 2, 0]
+
+
+def test_both_spellings_of_coco_match() -> None:
+    """Darknet's coco.names against the names in COCO's JSON."""
+    theirs = [ALIASES.get(name, name) for name in COCO_NAMES]
+    assert sum(a != b for a, b in zip(theirs, COCO_NAMES, strict=True)) == 6
+    assert match_classes(COCO_NAMES, theirs[::-1]).tolist() == list(range(79, -1, -1))
+    assert match_classes(theirs, COCO_NAMES).tolist() == list(range(80))
+    assert match_classes(("sofa", "tv"), ("tvmonitor", "couch")).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "told"),
+    [
+        (("a", "b"), ("a", "c"), r"only the detector has \[b\], only the data set has \[c\]"),
+        (("a", "b"), ("a",), r"detector \(2\).*data set \(1\).*has \[b\].*has \[\]"),
+        (("sofa", "couch"), ("sofa", "couch"), "a class occurs twice"),
+        (tuple("abcdefg"), ("z",), r"\[a, b, c, d, e and 2 more\]"),
+    ],
+)
+def test_classes_that_differ_are_named(ours, theirs, told) -> None:
+    with pytest.raises(EvaluationError, match=told):
+        match_classes(ours, theirs)

@@ -26,7 +26,7 @@ ALLOWED = {
     "detections": {"sources"},
     "darknet": {"network", "files"},
     "checkpoint": {"darknet", "network", "files"},
-    "datasets": {"sources", "files"},
+    "datasets": {"sources", "files", "darknet"},
     "engines": {"network", "ops", "darknet", "files"},
     "detector": {"engines", "ops", "detections", "sources"},
     "average_precision": {"datasets"},

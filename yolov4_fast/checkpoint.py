@@ -71,7 +71,10 @@ def write_checkpoint(
         "metadata": json.dumps(dict(metadata or {})),
     }
     with replacing(path) as temporary:
-        save_file(tensors, temporary, header)
+        try:
+            save_file(tensors, temporary, header)
+        except SafetensorError as error:  # its form of a full disk
+            raise OSError(f"{path}: cannot be written ({error})") from None
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -131,6 +134,11 @@ def _open(path: str | Path) -> Iterator[tuple[Any, dict[str, str]]]:
 def _check(
     path: str | Path, network: Network, state: Mapping[str, Tensor], class_names: tuple[str, ...]
 ) -> None:
+    for name, tensor in state.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(
+                f"{path}: {name} holds NaN or infinity; did its training diverge?"
+            )
     if network.heads and len(class_names) != network.num_classes:
         raise CheckpointError(
             f"{path}: names {len(class_names)} classes, its network has {network.num_classes}"

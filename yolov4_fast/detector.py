@@ -150,8 +150,16 @@ def _load(items: list[Any], start: int) -> list[Tensor]:
     start: number of its first image in the batch.
     """
     names = [f"image {start + offset} of the batch" for offset in range(len(items))]
-    files = sum(isinstance(item, str | Path) for item in items)
-    if files < 2:
+    files = [isinstance(item, str | Path) for item in items]
+    if sum(files) < 2:
         return list(map(to_image, items, names))
-    with ThreadPoolExecutor(min(files, os.cpu_count() or 1)) as pool:
-        return list(pool.map(to_image, items, names))
+    with ThreadPoolExecutor(min(sum(files), os.cpu_count() or 1)) as pool:
+        pending = [
+            pool.submit(to_image, item, name) if file else None
+            for item, name, file in zip(items, names, files, strict=True)
+        ]
+        # The rest stays on this thread: one PIL image may stand in a batch twice, and loads once.
+        return [
+            future.result() if future else to_image(item, name)
+            for item, name, future in zip(items, names, pending, strict=True)
+        ]

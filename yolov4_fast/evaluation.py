@@ -42,6 +42,18 @@ CONFIDENCE = 0.001  # of the detector while it is evaluated
 REPORT_CONFIDENCE = 0.25  # at which precision, recall and F1 are told, as Darknet does
 
 
+# Six of COCO's 80 classes go by two names: Darknet's coco.names spells them as Pascal VOC does,
+# COCO's own JSON differently.
+ALIASES = {
+    "aeroplane": "airplane",
+    "diningtable": "dining table",
+    "motorbike": "motorcycle",
+    "pottedplant": "potted plant",
+    "sofa": "couch",
+    "tvmonitor": "tv",
+}
+
+
 class DetectsFiles(Protocol):
     """What `evaluate` needs of a detector."""
 
@@ -213,16 +225,27 @@ def evaluate_predictions(
 
 
 def match_classes(of_detector: Sequence[str], of_dataset: Sequence[str]) -> np.ndarray:
-    """For each class of the detector its number in the data set, int64 [C]; raises where the
-    names differ.
+    """For each class of the detector its number in the data set, int64 [C]; the two names of
+    `ALIASES` count as one. Raises EvaluationError where the names differ.
     """
-    if len(of_detector) != len(of_dataset) or set(of_detector) != set(of_dataset):
+    number = {ALIASES.get(name, name): i for i, name in enumerate(of_dataset)}
+    wanted = [ALIASES.get(name, name) for name in of_detector]
+    twice = len(number) < len(of_dataset) or len(set(wanted)) < len(wanted)
+    if twice or set(wanted) != set(number):
+        detector_only = [n for n in of_detector if ALIASES.get(n, n) not in number]
+        dataset_only = [n for n in of_dataset if ALIASES.get(n, n) not in wanted]
         raise EvaluationError(
-            "the classes of the detector and of the data set differ: "
-            f"[{', '.join(of_detector)}] and [{', '.join(of_dataset)}]"
+            f"the classes of the detector ({len(of_detector)}) and of the data set "
+            f"({len(of_dataset)}) differ: only the detector has {_few(detector_only)}, "
+            f"only the data set has {_few(dataset_only)}"
+            + ("; a class occurs twice" if twice else "")
         )
-    number = {name: i for i, name in enumerate(of_dataset)}
-    return np.array([number[name] for name in of_detector], dtype=np.int64)
+    return np.array([number[name] for name in wanted], dtype=np.int64)
+
+
+def _few(names: Sequence[str], most: int = 5) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"[{', '.join(names[:most])}{more}]"
 
 
 def _number(value: float) -> float | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import is_zipfile
 
 import torch
 import torch.nn.functional as F
@@ -54,27 +55,32 @@ def open_model(
     """
     if random and (weights or is_checkpoint(name)):
         raise ModelError("--random makes weights up: it does not go with a file of weights")
-    if is_checkpoint(name):
-        if weights:
-            raise ModelError(f"{name} brings its own weights: --weights does not go with it")
-        checkpoint = read_checkpoint(name)
-        network, state, class_names = checkpoint.network, checkpoint.state, checkpoint.class_names
-        notes: tuple[str, ...] = ()
-    else:
-        network = open_network(name)
-        state = _weights(name, network, weights, random, seed)
-        class_names, notes = _default_names(network.num_classes)
+    if weights and is_checkpoint(name):
+        raise ModelError(f"{name} brings its own weights: --weights does not go with it")
+    checkpoint = read_checkpoint(name) if is_checkpoint(name) else None
+    network = checkpoint.network if checkpoint else open_network(name)
     if not network.heads:
         raise ModelError(f"{name}: has no [yolo] head, so it cannot detect")
+    notes: list[str] = []
     if names:
-        class_names, notes = read_names(names), ()
+        class_names = read_names(names)
         if len(class_names) != network.num_classes:
             raise ModelError(
                 f"{names}: {len(class_names)} names for a network of {network.num_classes} classes"
             )
-    if size:
-        network = network.resized(*size)
-    return Model(network, state, class_names, notes)
+    elif checkpoint:
+        class_names = checkpoint.class_names
+    else:
+        class_names, note = _default_names(network.num_classes)
+        notes.append(note)
+    sized = network.resized(*size) if size else network
+    if checkpoint:
+        return Model(sized, checkpoint.state, class_names)
+    if weights is None and not random and name in zoo.OFFICIAL:
+        weights = zoo.fetch(name)
+        notes.append(f"weights: the official ones, {weights}")
+    state = _weights(name, network, weights, random, seed)
+    return Model(sized, state, class_names, tuple(notes))
 
 
 def open_network(name: str) -> Network:
@@ -85,7 +91,14 @@ def open_network(name: str) -> Network:
         return read_cfg(name)
     if name in NAMES:
         return by_name(name)
-    if Path(name).suffix:
+    path = Path(name)
+    if path.is_dir():
+        raise ModelError(f"{name}: is a folder; name the .cfg or the .safetensors in it")
+    if path.suffix == ".weights":
+        raise ModelError(f"{name}: weights belong to a cfg: give MODEL.cfg --weights {name}")
+    if path.suffix == ".engine" or is_zipfile(path):
+        raise ModelError(f"{name}: is an engine file; name the model that it was built from")
+    if path.suffix or path.exists():
         raise ModelError(f"{name}: a model is a .cfg, a .safetensors checkpoint or a name")
     raise ModelError(f"no model is called {name!r}; there are {', '.join(NAMES)}")
 
@@ -95,8 +108,6 @@ def _weights(
 ) -> dict[str, Tensor]:
     if random:
         return random_state(network, seed)
-    if weights is None and name in zoo.OFFICIAL:
-        weights = zoo.fetch(name)
     if weights is None:
         raise ModelError(
             f"{name}: has no weights of its own: give --weights FILE, or --random for random ones"
@@ -125,8 +136,9 @@ def random_state(network: Network, seed: int = 0) -> dict[str, Tensor]:
     return module.state_dict()
 
 
-def _default_names(count: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _default_names(count: int) -> tuple[tuple[str, ...], str]:
+    """Names for want of given ones, and what to tell of them."""
     if count == len(zoo.COCO_NAMES):
-        return zoo.COCO_NAMES, ("class names: the 80 of COCO (--names FILE for others)",)
+        return zoo.COCO_NAMES, "class names: the 80 of COCO (--names FILE for others)"
     numbered = tuple(f"class_{index}" for index in range(count))
-    return numbered, (f"class names: class_0 to class_{count - 1} (--names FILE for real ones)",)
+    return numbered, f"class names: class_0 to class_{count - 1} (--names FILE for real ones)"

@@ -89,6 +89,11 @@ class Frames:
         """Number of sources found; a video or camera, of any number of frames, counts once."""
         return len(self._sources)
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The pictures and videos among the sources that are files."""
+        return tuple(source for source in self._sources if isinstance(source, Path))
+
     def __iter__(self) -> Iterator[Frame]:
         for number, source in enumerate(self._sources):
             try:

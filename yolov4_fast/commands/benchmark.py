@@ -11,17 +11,23 @@ import argparse
 import time
 from collections.abc import Callable
 from statistics import quantiles
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from yolov4_fast.commands.arguments import (
+    add_device,
+    add_engine,
     add_json,
     add_thresholds,
+    check_output,
     positive,
     size,
     write_json,
 )
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from yolov4_fast.detector import Detector
 
 STAGES = ("resize", "network", "decode", "NMS", "collect", "end to end")
 
@@ -30,17 +36,27 @@ def add(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "benchmark",
         help="measure an engine's latency and FPS by stage",
-        description="Median, p20 and p80 of the latency, and FPS, of each stage and end to end.",
+        description="Median, p20 and p80 of the latency, and FPS, of each stage and end to end. "
+        "End to end is measured on its own: from pictures in memory to detections.",
     )
-    parser.add_argument("engine", metavar="ENGINE", help="an engine file")
-    parser.add_argument("--batch", type=positive, default=1, help="images per run (%(default)s)")
-    parser.add_argument("--size", type=size, metavar="N|WxH", help="another input size")
-    parser.add_argument("--image", help="a picture to detect on (default: drawn, 1280x720)")
+    add_engine(parser)
     parser.add_argument(
-        "--seconds", type=positive, default=5, help="how long to measure (%(default)s)"
+        "--batch", type=positive, default=1, metavar="N",
+        help="images per run, at most what the engine was built for (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--size", type=size, metavar="N|WxH",
+        help="input size in pixels (default: as the engine was built)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--image", metavar="FILE", help="a picture to detect on (default: one drawn, 1280x720)"
     )
-    add_thresholds(parser, confidence=0.25, iou=0.45)
-    parser.add_argument("--device", help="where the engine runs, such as cpu")
+    parser.add_argument(
+        "--seconds", type=positive, default=5, metavar="N",
+        help="how long to measure (default: %(default)s)",
+    )  # fmt: skip
+    add_thresholds(parser)
+    add_device(parser)
     add_json(parser)
     parser.set_defaults(run=run)
 
@@ -50,6 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
     from yolov4_fast.engines import load_engine
     from yolov4_fast.sources import read_image
 
+    check_output(arguments.json, arguments.engine)
     engine = load_engine(arguments.engine, device=arguments.device, size=arguments.size)
     detector = Detector(
         engine, confidence=arguments.confidence, iou=arguments.iou, resize=arguments.resize
@@ -92,7 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def measure(detector: Any, batch: list[np.ndarray], seconds: float) -> dict[str, list[float]]:
+def measure(detector: Detector, batch: list[np.ndarray], seconds: float) -> dict[str, list[float]]:
     """Seconds of each stage and of `detect` itself, in turn, after a warm-up."""
     import torch
 
@@ -144,6 +161,8 @@ def summary(seconds: list[float], batch: int) -> dict[str, float]:
 
 def drawn_image(height: int, width: int) -> np.ndarray:
     """A picture [height, width, 3] uint8 of rectangles and noise, always the same."""
+    import numpy as np
+
     rng = np.random.default_rng(0)
     image = np.full((height, width, 3), 110, np.uint8)
     for _ in range(40):

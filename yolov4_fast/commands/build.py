@@ -7,7 +7,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from yolov4_fast.commands.arguments import add_json, add_model, positive, write_json
+from yolov4_fast.commands.arguments import (
+    add_json,
+    add_model,
+    check_output,
+    positive,
+    write_json,
+)
 
 
 def add(subparsers: Any) -> None:
@@ -17,21 +23,41 @@ def add(subparsers: Any) -> None:
         description="Make an engine file of a model, ready for `yolov4-fast detect`.",
     )
     add_model(parser)
-    parser.add_argument("--engine", help="torch or openvino (default: the fastest here)")
-    parser.add_argument("--precision", help="f32, bf16 (default: the engine's best here)")
     parser.add_argument(
-        "--max-batch", type=positive, default=8, help="images per run (%(default)s)"
+        "--engine",
+        help="what runs the network: openvino, or torch, the reference (default: openvino where "
+        "it is installed)",
     )
-    parser.add_argument("--resize", choices=("stretch", "letterbox"), help="default for detect")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="the engine file")
+    parser.add_argument(
+        "--precision",
+        help="f32, or bf16, faster on CPUs that have it (default: bf16 with openvino on such a "
+        "CPU, else f32)",
+    )
+    parser.add_argument(
+        "--max-batch", type=positive, default=8, metavar="N",
+        help="most images the engine takes at once; more are run in turn (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--resize", choices=("stretch", "letterbox"),
+        help="how pictures are fitted to the input unless `detect` is told otherwise: stretched, "
+        "or with their proportions kept (default: letterbox if the cfg says letter_box=1, else "
+        "stretch)",
+    )  # fmt: skip
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="FILE",
+        help="the engine file to write, such as my.engine",
+    )  # fmt: skip
     add_json(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from yolov4_fast.engines.build import build_engine
+    from yolov4_fast.engines.build import build_engine, default_engine, engine_class
     from yolov4_fast.model import open_model
 
+    for path in (arguments.output, arguments.json):
+        check_output(path, arguments.model, arguments.weights, arguments.names)
+    engine_class(arguments.engine or default_engine())  # raises before weights are fetched
     started = time.perf_counter()
     model = open_model(
         arguments.model,
@@ -67,6 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
             "precision": engine.precision,
             "width": engine.width,
             "height": engine.height,
+            "resize": engine.resize,
             "classes": list(engine.class_names),
             "max_batch": engine.max_batch,
             "seconds": seconds,

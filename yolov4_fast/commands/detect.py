@@ -1,5 +1,5 @@
-"""`yolov4-fast detect`: pictures, videos, cameras and streams -> detections as a table,
-pictures, JSON.
+"""`yolov4-fast detect`: pictures, videos, cameras and streams -> detections as a table, pictures,
+JSON.
 """
 
 from __future__ import annotations
@@ -9,89 +9,137 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import cv2
-import numpy as np
 from tqdm import tqdm
 
-from yolov4_fast.commands.arguments import add_json, add_thresholds, write_json
-from yolov4_fast.detections import Detections
-from yolov4_fast.files import replacing
-from yolov4_fast.sources import Frame, Frames, frames
+from yolov4_fast.commands.arguments import (
+    add_device,
+    add_engine,
+    add_thresholds,
+    check_folder,
+    check_output,
+    write_json,
+)
 
-VIDEO_CODEC = "mp4v"  # the one encoder that every OpenCV wheel brings for .mp4
+if TYPE_CHECKING:
+    from yolov4_fast.commands.pictures import Pictures
+    from yolov4_fast.detections import Detections
+    from yolov4_fast.detector import Detector
+    from yolov4_fast.sources import Frame, Frames
 
 
 def add(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "detect",
         help="find objects in pictures, videos, cameras and streams",
-        description="Find objects and print them; with --save also as pictures and videos.",
+        description="Find objects and print a table of them; with --save also as annotated "
+        "pictures and videos, with --json for programs. What cannot be read is named and skipped, "
+        "and the exit status is then 1. Ctrl-C ends a camera or stream and keeps what was found.",
     )
-    parser.add_argument("engine", metavar="ENGINE", help="an engine file, see `yolov4-fast build`")
+    add_engine(parser)
     parser.add_argument(
         "sources",
         metavar="SOURCE",
         nargs="+",
-        help="a picture, a video, a folder, a glob, a camera's number or the URL of a stream",
+        help="a picture, a video, a folder of them, a glob in quotes, a camera's number (0) or "
+        "the URL of a stream",
     )
-    add_thresholds(parser, confidence=0.25, iou=0.45)
-    parser.add_argument("--save", type=Path, metavar="DIR", help="save annotated pictures there")
-    parser.add_argument("--device", help="where the engine runs, such as cpu")
+    add_thresholds(parser)
+    parser.add_argument(
+        "--save", type=Path, metavar="DIR",
+        help="save annotated pictures and videos in this folder, made if need be",
+    )  # fmt: skip
+    add_device(parser)
     parser.add_argument("--quiet", action="store_true", help="no table, only the summary")
-    add_json(parser)
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE",
+        help='write a list of {"image", "width", "height", "detections": [{"class_id", '
+        '"class_name", "score", "box": [x1, y1, x2, y2] in pixels}]}',
+    )  # fmt: skip
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from yolov4_fast.commands.pictures import Pictures
     from yolov4_fast.detector import Detector
     from yolov4_fast.engines import load_engine
+    from yolov4_fast.sources import frames
 
     source = frames(*arguments.sources)
+    check_output(arguments.json, arguments.engine, *source.files)
+    if arguments.save:
+        _check_save(arguments.save, source)
     engine = load_engine(arguments.engine, device=arguments.device)
     detector = Detector(
         engine, confidence=arguments.confidence, iou=arguments.iou, resize=arguments.resize
     )
-    output = Pictures(arguments.save) if arguments.save else None
-    table = None if arguments.quiet else Table()
-    records: list[dict[str, Any]] = []
-    counts: Counter[str] = Counter()
-    seconds, images, interrupted = 0.0, 0, False
-    try:
-        for chunk in chunks(source, engine.max_batch):
-            started = time.perf_counter()
-            found = detector.detect([frame.image for frame in chunk])
-            seconds += time.perf_counter() - started
-            images += len(chunk)
-            for frame, detections in zip(chunk, found, strict=True):
-                counts.update(detection.class_name for detection in detections)
-                records.append(record(frame, detections))
-                if table:
-                    table.rows(frame, detections)
-                if output:
-                    output.save(frame, detections)
-    except KeyboardInterrupt:  # how one stops a camera: what was found so far is kept
-        interrupted = True
-    finally:
-        if output:
-            output.close()
-    write_json(arguments.json, records)
-    found_text = ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "nothing"
+    session = Session(detector, None if arguments.quiet else Table())
+    with Pictures(arguments.save) if arguments.save else nullcontext() as output:
+        session.run(source, output)
+    write_json(arguments.json, session.records)
+    found = ", ".join(f"{count} {name}" for name, count in session.counts.most_common())
+    images = len(session.records)
     print(
-        f"{images} images, {sum(counts.values())} detections ({found_text})\n"
-        f"{engine.kind} engine, {engine.precision} on {engine.device}, input "
-        f"{engine.width}x{engine.height} ({detector.resize}): {seconds:.3f} s"
-        + (f", {images / seconds:.1f} images/s" if images else "")
+        f"{images} {'image' if images == 1 else 'images'}, {session.counts.total()} detections"
+        + (f" ({found})" if found else "")
+        + f"\n{engine.kind} engine, {engine.precision} on {engine.device}, input "
+        f"{engine.width}x{engine.height} ({detector.resize}): {session.seconds:.3f} s"
+        + (f", {images / session.seconds:.1f} images/s" if images else "")
     )
     if output and output.written:
-        print(f"saved {len(output.written)} annotated files in {arguments.save}")
+        count = len(output.written)
+        print(f"saved {count} annotated file{'s' if count > 1 else ''} in {arguments.save}")
     if source.skipped:
-        print(
-            f"{len(source.skipped)} could not be read and were skipped, see above", file=sys.stderr
-        )
-    return 130 if interrupted else 1 if source.skipped else 0
+        count = len(source.skipped)
+        print(f"{count} skipped, as the warning{'s' if count > 1 else ''} above said")
+    if session.interrupted:
+        print("interrupted: this is what was found until then")
+    return 130 if session.interrupted else 1 if source.skipped else 0
+
+
+def _check_save(folder: Path, source: Frames) -> None:
+    check_folder(folder)
+    for file in source.files:
+        if folder.exists() and folder.samefile(file.parent):
+            raise ValueError(
+                f"--save {folder}: {file} lies there and would be written over; choose another "
+                "folder"
+            )
+
+
+class Session:
+    """Detects in all that a source holds, and gathers what was found."""
+
+    def __init__(self, detector: Detector, table: Table | None) -> None:
+        self.detector = detector
+        self.table = table
+        self.records: list[dict[str, Any]] = []
+        self.counts: Counter[str] = Counter()
+        self.seconds = 0.0  # in the detector
+        self.interrupted = False
+
+    def run(self, source: Frames, output: Pictures | None) -> None:
+        """Until the source ends, or the user stops it: a camera ends in no other way."""
+        try:
+            for chunk in chunks(source, self.detector.engine.max_batch):
+                started = time.perf_counter()
+                found = self.detector.detect([frame.image for frame in chunk])
+                self.seconds += time.perf_counter() - started
+                for frame, detections in zip(chunk, found, strict=True):
+                    self._take(frame, detections, output)
+        except KeyboardInterrupt:
+            self.interrupted = True
+
+    def _take(self, frame: Frame, detections: Detections, output: Pictures | None) -> None:
+        self.counts.update(detection.class_name for detection in detections)
+        self.records.append(record(frame, detections))
+        if self.table:
+            self.table.rows(frame, detections)
+        if output:
+            output.save(frame, detections)
 
 
 def chunks(source: Frames, size: int) -> Iterator[list[Frame]]:
@@ -137,67 +185,3 @@ class Table:
             tqdm.write(f"{name:32} {found.class_name:16} {found.score:6.3f}  {box}")
         if not len(detections):
             tqdm.write(f"{name:32} -")
-
-
-class Pictures:
-    """Saves annotated pictures, and the frames of each moving source as one .mp4."""
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.folder = folder
-        self.written: list[Path] = []
-        self._video: cv2.VideoWriter | None = None
-        self._source: str | None = None
-        self._partial = folder / ".video.partial.mp4"
-
-    def save(self, frame: Frame, detections: Detections) -> None:
-        drawn = detections.draw(frame.image)
-        if frame.source != self._source:
-            self._finish_video()
-            self._source = frame.source
-        if frame.fps is None:
-            self._picture(self._free_name(frame.source, (".jpg", ".png")), drawn)
-        else:
-            self._video_frame(frame, drawn)
-
-    def _picture(self, path: Path, image: np.ndarray) -> None:
-        encoded, content = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-        if not encoded:
-            raise OSError(f"{path}: OpenCV could not encode the picture")
-        with replacing(path) as temporary:
-            temporary.write_bytes(content.tobytes())
-        self.written.append(path)
-
-    def _video_frame(self, frame: Frame, image: np.ndarray) -> None:
-        if self._video is None:
-            height, width = image.shape[:2]
-            fourcc = cv2.VideoWriter.fourcc(*VIDEO_CODEC)
-            self._video = cv2.VideoWriter(
-                str(self._partial), fourcc, frame.fps or 30.0, (width, height)
-            )
-            if not self._video.isOpened():
-                raise OSError(f"{self.folder}: OpenCV cannot write a {VIDEO_CODEC} video there")
-        self._video.write(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-
-    def _finish_video(self) -> None:
-        if self._video is None or self._source is None:
-            return
-        self._video.release()
-        self._video = None
-        path = self._free_name(self._source, (".mp4",))
-        self._partial.replace(path)
-        self.written.append(path)
-
-    def _free_name(self, source: str, suffixes: tuple[str, ...]) -> Path:
-        """A name in the folder that this run has not used: two folders may hold the same name."""
-        path = Path(source)
-        stem = "".join(c if c.isalnum() or c in "-_." else "_" for c in path.stem) or "image"
-        suffix = path.suffix.lower() if path.suffix.lower() in suffixes else suffixes[0]
-        number, name = 1, self.folder / f"{stem}{suffix}"
-        while name in self.written:
-            number += 1
-            name = self.folder / f"{stem}-{number}{suffix}"
-        return name
-
-    def close(self) -> None:
-        self._finish_video()

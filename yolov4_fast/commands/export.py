@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from yolov4_fast.commands.arguments import add_model
+from yolov4_fast.commands.arguments import add_json, add_model, check_output, write_json
 from yolov4_fast.files import replacing
 
 SUFFIXES = {"onnx": ".onnx", "darknet": ".cfg", "safetensors": ".safetensors"}
@@ -20,11 +20,16 @@ def add(subparsers: Any) -> None:
         "names, or as a checkpoint of float16 weights without the trainer's state.",
     )
     add_model(parser)
-    parser.add_argument("--format", choices=tuple(SUFFIXES), required=True)
     parser.add_argument(
-        "-o", "--output", type=Path, required=True,
-        help="the .onnx or .safetensors; for darknet the .cfg, .weights and .names go beside it",
+        "--format", choices=tuple(SUFFIXES), required=True,
+        help="onnx: images [N, 3, H, W] in 0..1 to the raw maps of the heads; darknet: .cfg, "
+        ".weights and .names; safetensors: a checkpoint of half the size",
     )  # fmt: skip
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="FILE",
+        help="the .onnx, .safetensors or .cfg to write; .weights and .names go beside the .cfg",
+    )  # fmt: skip
+    add_json(parser)
     parser.set_defaults(run=run)
 
 
@@ -37,6 +42,15 @@ def run(arguments: argparse.Namespace) -> int:
     from yolov4_fast.engines.onnx_export import export_onnx
     from yolov4_fast.model import open_model
 
+    output: Path = arguments.output
+    wanted = SUFFIXES[arguments.format]
+    if output.suffix != wanted:
+        raise ValueError(f"{output}: the output of --format {arguments.format} ends in {wanted}")
+    written = [output]
+    if arguments.format == "darknet":
+        written += [output.with_suffix(".weights"), output.with_suffix(".names")]
+    for path in (*written, arguments.json):
+        check_output(path, arguments.model, arguments.weights, arguments.names)
     model = open_model(
         arguments.model,
         weights=arguments.weights,
@@ -44,23 +58,28 @@ def run(arguments: argparse.Namespace) -> int:
         size=arguments.size,
         random=arguments.random,
     )
-    output: Path = arguments.output
-    wanted = SUFFIXES[arguments.format]
-    if output.suffix != wanted:
-        raise ValueError(f"{output}: the output of --format {arguments.format} ends in {wanted}")
+    for note in model.notes:
+        print(f"note: {note}")
     if arguments.format == "onnx":
         export_onnx(model.network, model.state, output)
-        written = [output]
     elif arguments.format == "safetensors":
         write_checkpoint(output, model.network, model.state, model.class_names, dtype=torch.float16)
-        written = [output]
     else:
-        written = [output, output.with_suffix(".weights"), output.with_suffix(".names")]
         _write_text(written[0], write_cfg(model.network))
         write_weights(written[1], model.network, model.state)
         _write_text(written[2], "\n".join(model.class_names) + "\n")
     for path in written:
         print(f"{path}: {path.stat().st_size:,} bytes")
+    write_json(
+        arguments.json,
+        {
+            "format": arguments.format,
+            "files": [str(path) for path in written],
+            "width": model.network.width,
+            "height": model.network.height,
+            "classes": list(model.class_names),
+        },
+    )
     return 0
 
 

@@ -7,31 +7,43 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from yolov4_fast.commands.arguments import add_json, size, write_json
+from yolov4_fast.commands.arguments import add_json, check_output, size, write_json
 
 
 def add(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "info",
         help="describe a cfg, checkpoint, engine file or architecture",
-        description="Layers, shapes, parameters, operations, anchors and classes.",
+        description="Input, layers, shapes, parameters, operations (GFLOPs: a multiplication and "
+        "an addition are two), heads with their anchors, and classes; of an engine file also how "
+        "it was built.",
     )
-    parser.add_argument("model", metavar="X", help="a cfg, checkpoint, engine file or name")
-    parser.add_argument("--size", type=size, metavar="N|WxH", help="count for this input size")
-    parser.add_argument("--layers", action="store_true", help="list every layer")
+    parser.add_argument(
+        "model", metavar="X",
+        help="a .cfg, a checkpoint (.safetensors), an engine file or the name of an architecture, "
+        "such as yolov4",
+    )  # fmt: skip
+    parser.add_argument(
+        "--size", type=size, metavar="N|WxH",
+        help="shapes and operations for this input size in pixels (default: X's own)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--layers", action="store_true", help="list every layer with its inputs and output shape"
+    )
     add_json(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     from yolov4_fast.checkpoint import is_checkpoint, read_checkpoint
-    from yolov4_fast.engines.bundle import read_manifest
+    from yolov4_fast.engines.bundle import read_bundle
     from yolov4_fast.model import open_network
     from yolov4_fast.network.layers import Conv
 
+    check_output(arguments.json, arguments.model)
     facts: dict[str, Any] = {"model": arguments.model}
     if zipfile.is_zipfile(arguments.model) or Path(arguments.model).suffix == ".engine":
-        manifest = read_manifest(arguments.model)
+        manifest = read_bundle(arguments.model).manifest  # with its checksums, to call it sound
         network = manifest.network
         facts |= {
             "engine": manifest.kind,

@@ -8,6 +8,7 @@ has the originals.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,12 @@ from yolov4_fast.datasets.dataset import (
     choose_split,
     class_indices,
 )
+
+FIELDS: dict[str, dict[str, Any]] = {  # what every entry of a list must have, and of which type
+    "images": {"id": int, "file_name": str, "width": int | float, "height": int | float},
+    "annotations": {"image_id": int, "category_id": int, "bbox": object},
+    "categories": {"id": int, "name": str | int},
+}
 
 
 def open_coco(path: Path, split: str | None, class_names: tuple[str, ...] | None) -> Dataset:
@@ -43,13 +50,11 @@ def open_coco(path: Path, split: str | None, class_names: tuple[str, ...] | None
     class_indices(own_names)
     names = class_names or own_names
     indices = class_indices(names)
-    category_of = {str(c["name"]): int(c["id"]) for c in categories}
-    class_of = {int(c["id"]): indices.get(str(c["name"])) for c in categories}
+    category_of = {str(c["name"]): c["id"] for c in categories}
+    class_of = {c["id"]: indices.get(str(c["name"])) for c in categories}
     folder = _image_folder(root, path, content["images"], split)
     objects = {
-        int(image["id"]): ObjectList(
-            str(image["file_name"]), float(image["width"]), float(image["height"]), problems
-        )
+        image["id"]: ObjectList(image["file_name"], image["width"], image["height"], problems)
         for image in content["images"]
     }
     for record in content["annotations"]:
@@ -63,8 +68,8 @@ def open_coco(path: Path, split: str | None, class_names: tuple[str, ...] | None
             problems.add(image["file_name"], f"no such image in {folder}: left out")
             continue
         image_paths.append(image_path)
-        image_ids.append(int(image["id"]))
-        annotations.append(objects[int(image["id"])].annotation())
+        image_ids.append(image["id"])
+        annotations.append(objects[image["id"]].annotation())
     return Dataset(
         path,
         split,
@@ -82,19 +87,27 @@ def _load(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_bytes())
     except ValueError as error:
         raise DatasetError(f"{path} is not JSON: {error}") from error
-    for key, fields in (
-        ("images", ("id", "file_name", "width", "height")),
-        ("annotations", ("image_id", "category_id", "bbox")),
-        ("categories", ("id", "name")),
-    ):
+    for key, fields in FIELDS.items():
         records = content.get(key) if isinstance(content, dict) else None
         if not isinstance(records, list):
             raise DatasetError(f"{path} is not COCO JSON: it has no list of {key}")
         for record in records:
-            missing = [f for f in fields if f not in record]
-            if missing:
-                raise DatasetError(f"{path}: an entry of {key} has no {missing[0]!r}: {record}")
+            _check_record(path, key, record, fields)
+        if "id" in fields:
+            for number, count in Counter(record["id"] for record in records).most_common(1):
+                if count > 1:
+                    raise DatasetError(f"{path}: {count} entries of {key} have the id {number}")
     return content
+
+
+def _check_record(path: Path, key: str, record: Any, fields: dict[str, Any]) -> None:
+    if not isinstance(record, dict):
+        raise DatasetError(f"{path}: an entry of {key} is {record!r}, not an object")
+    for name, kind in fields.items():
+        if name not in record:
+            raise DatasetError(f"{path}: an entry of {key} has no {name!r}: {record}")
+        if not isinstance(record[name], kind):
+            raise DatasetError(f"{path}: {name!r} cannot be {record[name]!r} in {key}: {record}")
 
 
 def _split_files(path: Path) -> dict[str, Path]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from yolov4_fast.darknet.names import read_names
 from yolov4_fast.datasets.dataset import (
     Annotation,
     Dataset,
@@ -19,7 +20,7 @@ from yolov4_fast.datasets.dataset import (
     Problems,
     choose_split,
     class_indices,
-    read_class_names,
+    read_lines,
 )
 
 SPLIT_KEYS = ("train", "valid", "val", "test")
@@ -29,7 +30,7 @@ def open_darknet(path: Path, split: str | None, class_names: tuple[str, ...] | N
     """Opens a .data file; see `open_dataset`. Split "val" and "valid" are the same.
 
     Relative paths are taken from the .data file's folder, its parents, or the working directory
-    (Darknet's rule), whichever has the file.
+    (Darknet's rule), whichever has the file first.
     """
     options = _read_options(path)
     splits = [key for key in SPLIT_KEYS if key in options]
@@ -38,7 +39,12 @@ def open_darknet(path: Path, split: str | None, class_names: tuple[str, ...] | N
     split = choose_split(splits, split, path)
     if "names" not in options:
         raise DatasetError(f"{path} has no line names=")
-    own_names = read_class_names(_find(options["names"], path))
+    own_names = read_names(_find(options["names"], path))
+    if options.get("classes", str(len(own_names))) != str(len(own_names)):
+        raise DatasetError(
+            f"{path} says classes={options['classes']}, but {options['names']} has "
+            f"{len(own_names)} names"
+        )
     names = class_names or own_names
     indices = class_indices(names)
     class_of = [indices.get(name) for name in own_names]
@@ -46,12 +52,10 @@ def open_darknet(path: Path, split: str | None, class_names: tuple[str, ...] | N
     problems = Problems(str(path))
     images: list[Path] = []
     annotations: list[Annotation] = []
-    for line in list_file.read_text(encoding="utf-8-sig").splitlines():
-        if not line.strip():
-            continue
-        image = _find_image(line.strip(), list_file, path)
+    for line in read_lines(list_file):
+        image = _find_image(line, list_file, path)
         if image is None:
-            problems.add(line.strip(), "no such image: left out")
+            problems.add(line, "no such image: left out")
             continue
         images.append(image)
         annotations.append(_read_labels(image, class_of, problems))
@@ -64,16 +68,16 @@ def open_darknet(path: Path, split: str | None, class_names: tuple[str, ...] | N
 
 def _read_options(path: Path) -> dict[str, str]:
     options = {}
-    for line in path.read_text(encoding="utf-8-sig").splitlines():
+    for line in read_lines(path):
         key, equals, value = line.partition("=")
-        if equals and not key.lstrip().startswith(("#", ";")):
+        if equals and not key.startswith(("#", ";")):
             options[key.strip()] = value.strip()
     return options
 
 
 def _candidates(name: str, *beside: Path) -> list[Path]:
     folders = [parent for file in beside for parent in file.absolute().parents]
-    return [Path(name).expanduser(), *(folder / name for folder in folders)]
+    return [*(folder / name for folder in folders), Path(name).expanduser()]
 
 
 def _find(name: str, data_file: Path) -> Path:

@@ -133,7 +133,9 @@ class ObjectList:
         crowd: bool = False,
         area: float | None = None,
     ) -> None:
-        """Takes one box; `label` is what a problem report calls it."""
+        """Takes one box; `label` is what a problem report calls it. An `area` that cannot be is
+        replaced by the box's.
+        """
         if not np.isfinite(box).all():
             return self.problems.add(self.where, f"{label} is not finite: dropped")
         x1, y1, x2, y2 = box
@@ -144,7 +146,7 @@ class ObjectList:
             return self.problems.add(self.where, f"{label} is outside the image: dropped")
         if max(abs(a - b) for a, b in zip(box, clipped, strict=True)) > self.slack:
             self.problems.add(self.where, f"{label} reaches outside the image: clipped")
-        if area is None:
+        if area is None or not (np.isfinite(area) and area >= 0):
             area = (clipped[2] - clipped[0]) * (clipped[3] - clipped[1])
         self.rows.append((clipped, class_id, difficult, crowd, area))
         return None
@@ -185,7 +187,10 @@ def class_indices(class_names: Sequence[str]) -> dict[str, int]:
     return indices
 
 
-def read_class_names(path: Path) -> tuple[str, ...]:
-    """One class name a line, blank lines left out."""
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
-    return tuple(line.strip() for line in lines if line.strip())
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file, blank ones left out, without the spaces around them."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise DatasetError(f"{path} is not UTF-8 text") from None
+    return [line.strip() for line in lines if line.strip()]

@@ -9,11 +9,12 @@ is a slip, not an object one pixel wide, and is dropped.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
+from yolov4_fast.darknet.names import read_names
 from yolov4_fast.datasets.dataset import (
     Annotation,
     Dataset,
@@ -22,7 +23,7 @@ from yolov4_fast.datasets.dataset import (
     Problems,
     choose_split,
     class_indices,
-    read_class_names,
+    read_lines,
 )
 
 VOC_NAMES = (
@@ -71,13 +72,13 @@ def open_voc(path: Path, split: str | None, class_names: tuple[str, ...] | None)
     names = class_names or _listed_names(path)
     if names is None:
         pages = {p.stem: _parse(p) for p in sorted((path / "Annotations").glob("*.xml"))}
-        names = _found_names(pages.values())
+        names = _found_names(path, pages.values())
     indices = class_indices(names)
     image_files = {p.stem: p for p in sorted((path / "JPEGImages").iterdir())
                    if p.suffix.lower() in IMAGE_SUFFIXES}  # fmt: skip
     images: list[Path] = []
     annotations: list[Annotation] = []
-    for image_id in ids:
+    for image_id in _once(ids, problems):
         page = pages.get(image_id) or _parse(path / "Annotations" / f"{image_id}.xml")
         if isinstance(page, _Unreadable):
             problems.add(f"{image_id}.xml", f"{page}: image left out")
@@ -92,7 +93,9 @@ def open_voc(path: Path, split: str | None, class_names: tuple[str, ...] | None)
             else:
                 images.append(image)
     if not images:
-        raise DatasetError(f"{path} has no usable image in split {split!r}: {problems.found[:1]}")
+        reason = problems.found[0] if problems.found else "it lists none"
+        which = f"in split {split!r}" if split else "at all"
+        raise DatasetError(f"{path} has no usable image {which}: {reason}")
     return Dataset(path, split, names, tuple(images), tuple(annotations), problems.report())
 
 
@@ -108,26 +111,35 @@ def _ids(path: Path, split: str | None) -> tuple[str | None, list[str]]:
             )
         return None, sorted(p.stem for p in (path / "Annotations").glob("*.xml"))
     split = choose_split(splits, split, path)
-    lines = lists[split].read_text(encoding="utf-8-sig").splitlines()
-    ids = [line.split()[0] for line in lines if line.strip()]
+    ids = [line.split()[0] for line in read_lines(lists[split])]
     return split, [Path(i).stem if Path(i).suffix.lower() in IMAGE_SUFFIXES else i for i in ids]
+
+
+def _once(ids: Iterable[str], problems: Problems) -> Iterator[str]:
+    seen: set[str] = set()
+    for image_id in ids:
+        if image_id in seen:
+            problems.add(image_id, "is listed twice: taken once")
+        else:
+            seen.add(image_id)
+            yield image_id
 
 
 def _listed_names(path: Path) -> tuple[str, ...] | None:
     for name in ("classes.txt", "labels.txt"):
         if (path / name).is_file():
-            return read_class_names(path / name)
+            return read_names(path / name)
     names_files = sorted(path.glob("*.names"))
     if len(names_files) > 1:
         listed = ", ".join(p.name for p in names_files)
         raise DatasetError(f"{path} has several lists of classes: {listed}")
-    return read_class_names(names_files[0]) if names_files else None
+    return read_names(names_files[0]) if names_files else None
 
 
-def _found_names(pages: Iterable[_Page | _Unreadable]) -> tuple[str, ...]:
+def _found_names(path: Path, pages: Iterable[_Page | _Unreadable]) -> tuple[str, ...]:
     found = {o.name for page in pages if isinstance(page, _Page) for o in page.objects if o.name}
     if not found:
-        raise DatasetError("no annotation names a class")
+        raise DatasetError(f"no annotation in {path} names a class")
     return VOC_NAMES if found <= set(VOC_NAMES) else tuple(sorted(found))
 
 

@@ -25,6 +25,7 @@ FORMAT = "yolov4_fast.engine"
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 REBUILD = "build it again with: yolov4-fast build MODEL -o FILE"
+MAKE = "make one of a model with: yolov4-fast build MODEL -o FILE"
 
 _ZIP_MAGIC = b"PK\x03\x04"
 _LOCAL_HEADER = struct.Struct("<26xHH")  # of a zip member: lengths of its name and extra field
@@ -95,9 +96,8 @@ def _archive(path: Path, file: BinaryIO) -> zipfile.ZipFile:
         file.seek(0)
         if file.read(4) == _ZIP_MAGIC:
             problem = "is cut short or damaged: the table at the end of the file is missing"
-        else:
-            problem = "is not an engine file"
-        raise EngineFileError(path, problem) from None
+            raise EngineFileError(path, problem) from None
+        raise EngineFileError(path, "is not an engine file", MAKE) from None
 
 
 def _member(path: Path, file: BinaryIO, archive: zipfile.ZipFile, name: str) -> bytes:
