@@ -21,19 +21,26 @@ $(VENV)/.created:
 	@touch $@
 
 $(VENV)/.requirements: pyproject.toml | $(VENV)/.created
-	$(BIN)/python -m pip install --quiet "setuptools>=77" ninja "torch>=2.11"
+	@echo "Installing PyTorch into $(VENV) (a minute or two)"
+	@$(BIN)/python -m pip install --quiet "setuptools>=77" ninja "torch>=2.11"
 	@touch $@
 
 $(VENV)/.built: $(SOURCES) | $(VENV)/.requirements
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[test]'
+	@echo "Building the C++ operators and installing yolov4_fast"
+	@$(BIN)/python -m pip install --quiet --no-build-isolation --editable .
 	@touch $@
+
+$(VENV)/.tools: $(SOURCES) | $(VENV)/.requirements
+	@echo "Building the C++ operators and installing yolov4_fast with the tools for its tests"
+	@$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[test]'
+	@touch $@ $(VENV)/.built
 
 demo: install
 	@mkdir -p demo
 	$(BIN)/yolov4-fast build samples/shapes-nano.safetensors -o demo/shapes-nano.engine
 	$(BIN)/yolov4-fast detect demo/shapes-nano.engine samples/images --save demo/pictures --json demo/detections.json
 
-lint: install
+lint: $(VENV)/.tools
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -41,8 +48,8 @@ lint: install
 test: lint
 	$(BIN)/python -m pytest
 
-bench: install
+bench: $(VENV)/.tools
 	$(BIN)/python -m pytest benchmarks --benchmark-only
 
 clean:
-	rm -rf build demo *.egg-info yolov4_fast/*.so
+	rm -rf build demo *.egg-info yolov4_fast/*.so $(VENV)/.built $(VENV)/.tools
