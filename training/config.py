@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields
+from math import inf
 from typing import Any
 
 from training.augment import AugmentConfig
@@ -42,8 +43,11 @@ class TrainConfig:
             raise ValueError(f"precision {self.precision!r} is not one of {', '.join(PRECISIONS)}")
         if self.epochs < 1 or self.batch_size < 1:
             raise ValueError("epochs and batch size must be at least 1")
-        if self.learning_rate <= 0:
-            raise ValueError(f"a learning rate of {self.learning_rate} is not positive")
+        if not 0 < self.learning_rate < inf:
+            raise ValueError(f"a learning rate of {self.learning_rate} is not positive and finite")
+        for name in ("weight_decay", "warmup_epochs", "mosaic_off_epochs", "seed"):
+            if not 0 <= getattr(self, name) < inf:
+                raise ValueError(f"{name} must be at least 0 and finite, not {getattr(self, name)}")
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

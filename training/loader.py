@@ -2,8 +2,8 @@
 
 The picture of (seed, epoch, index) is always the same: each has its own random generator, so
 neither the number of workers nor a resumed run changes what is trained on. Decoded images are kept
-in memory, shrunk to at most 1.5 times the network's input, before any worker is forked, so that
-workers share them.
+in memory, shrunk until they only just cover 1.5 times the network's input, before any worker is
+forked, so that workers share them.
 """
 
 from __future__ import annotations
@@ -27,9 +27,7 @@ from yolov4_fast.datasets import Dataset
 
 CACHE_SCALE = 1.5  # jitter zooms in by at most 1 / (1 - 2 * 0.3) = 2.5, on average by much less
 CACHE_BYTES = 4 << 30
-WORKER_TIMEOUT = (
-    300  # s without a batch from the workers: an error then, rather than a wait for ever
-)
+WORKER_TIMEOUT = 300  # s without a batch: an error then, rather than a wait for ever
 
 
 class Batch(NamedTuple):
@@ -95,8 +93,8 @@ class TrainingSet(TorchDataset[Sample]):
         )
 
     def read(self, index: int) -> Sample:
-        """Image `index` and its boxes before any augmentation, shrunk to at most `CACHE_SCALE` x
-        the input.
+        """Image `index` and its boxes before any augmentation; where both its sides are over
+        `CACHE_SCALE` x the input's, shrunk until one of them is not.
         """
         return self._cache[index] if index in self._cache else self._load(index)
 
@@ -206,10 +204,12 @@ def batches(
     """The batches of one epoch, each a `Batch`; `len()` of it is their number. See `EpochBatches`.
 
     `training_set.config` may be changed between epochs. `workers` processes prepare batches ahead;
-    0 prepares each when it is asked for.
+    0 prepares each when it is asked for. With workers, OpenCV goes on without threads of its own,
+    in this process too.
     """
     if workers:
-        cv2.setNumThreads(0)  # OpenCV's threads do not survive a fork: a worker would wait for them
+        # OpenCV's threads do not survive a fork: a worker would wait for them for ever.
+        cv2.setNumThreads(0)
     keys = EpochBatches(
         training_set,
         batch_size,
@@ -224,6 +224,13 @@ def batches(
         num_workers=workers,
         collate_fn=collate,
         pin_memory=pin_memory,
+        timeout=WORKER_TIMEOUT if workers else 0,
+        worker_init_fn=_without_threads,
         # Forked workers share the cache; elsewhere each gets a copy.
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
     )
+
+
+def _without_threads(_: int) -> None:
+    """A worker is one thread; one that was not forked would start OpenCV with one a core."""
+    cv2.setNumThreads(0)

@@ -22,17 +22,18 @@ from training.augment import AugmentConfig
 from training.config import OPTIMIZERS, PRECISIONS, TrainConfig
 from training.loader import TrainingSet, batches
 from training.losses import BOX_LOSSES, LossConfig, Losses
-from training.trainer import Trainer
+from training.trainer import Progress, Trainer
 from yolov4_fast.checkpoint import is_checkpoint, read_checkpoint
-from yolov4_fast.commands.arguments import size
+from yolov4_fast.commands.arguments import positive, size
 from yolov4_fast.darknet.cfg import read_cfg
 from yolov4_fast.darknet.weights import read_backbone
-from yolov4_fast.datasets import open_dataset
+from yolov4_fast.datasets import Dataset, open_dataset
 from yolov4_fast.evaluation import Evaluation
 from yolov4_fast.network.architectures import NAMES, by_name
 from yolov4_fast.network.layers import Network
 
 DEFAULTS = TrainConfig()
+LAST, BEST = "last.safetensors", "best.safetensors"  # in the output folder
 
 
 def parser() -> argparse.ArgumentParser:
@@ -47,9 +48,11 @@ def parser() -> argparse.ArgumentParser:
     data.add_argument("--val-split", default="val", help="what to validate on")
     data.add_argument("--output", required=True, type=Path, help="folder for checkpoints and logs")
     data.add_argument("--resume", action="store_true", help="go on from OUTPUT/last.safetensors")
-    data.add_argument("--workers", type=int, default=1, help="loader processes; 0: none")
-    data.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    data.add_argument("--val-every", type=int, default=5, help="epochs between validations")
+    data.add_argument("--workers", type=count, default=1, help="loader processes; 0: none")
+    data.add_argument(
+        "--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu"
+    )
+    data.add_argument("--val-every", type=positive, default=5, help="epochs between validations")
     model = p.add_argument_group("model")
     model.add_argument("--model", default=DEFAULTS.model, help=f"a .cfg or {', '.join(NAMES)}")
     model.add_argument(
@@ -75,6 +78,24 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--precision", choices=PRECISIONS, default=DEFAULTS.precision)
     run.add_argument("--seed", type=int, default=DEFAULTS.seed)
     return p
+
+
+def count(text: str) -> int:
+    """A whole number from 0 up."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 up")
+    return int(text)
+
+
+def device(text: str) -> torch.device:
+    """A device that torch has here."""
+    try:
+        chosen = torch.device(text)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:  # torch raises both for a missing backend
+        reason = str(error).split(". ")[0]
+        raise argparse.ArgumentTypeError(f"torch has no {text!r} here: {reason}") from None
+    return chosen
 
 
 def configuration(arguments: argparse.Namespace) -> TrainConfig:
@@ -105,6 +126,10 @@ def make_network(config: TrainConfig, num_classes: int) -> Network:
             config.model, num_classes=num_classes, width=config.width, height=config.height
         )
     network = read_cfg(config.model)
+    if network.channels != 3:
+        raise ValueError(
+            f"{config.model}: takes {network.channels} channels; pictures are read with 3 (RGB)"
+        )
     if network.num_classes != num_classes:
         raise ValueError(
             f"{config.model}: is for {network.num_classes} classes, the data have {num_classes}; "
@@ -113,9 +138,26 @@ def make_network(config: TrainConfig, num_classes: int) -> Network:
     return network.resized(config.width, config.height)
 
 
+def open_data(path: str, split: str, val_split: str) -> tuple[Dataset, Dataset]:
+    """What to train on and what to validate on, with the classes of the first."""
+    if path.endswith(".json"):
+        raise ValueError(f"{path}: one COCO file is one split; give the folder that holds it")
+    training = open_dataset(path, split)
+    validation = open_dataset(path, val_split, training.class_names)
+    for dataset in (training, validation):
+        if not any((~(a.difficult | a.crowd)).any() for a in dataset.annotations):
+            raise ValueError(f"{path}: split {dataset.split!r} has no objects to find")
+    return training, validation
+
+
 def load_initial(trainer: Trainer, path: Path) -> None:
     if is_checkpoint(path):
         taken, total = trainer.initialise(read_checkpoint(path).state)
+        if taken < total / 2:  # what fits then, by layer number and shape, fits by chance
+            raise ValueError(
+                f"{path}: is of another network: only {taken} of {total} tensors fit "
+                f"{trainer.config.model}"
+            )
         print(f"{path}: took {taken} of {total} tensors")
     else:
         state, layers = read_backbone(path, trainer.network)
@@ -123,15 +165,14 @@ def load_initial(trainer: Trainer, path: Path) -> None:
         print(f"{path}: took {layers} layers")
 
 
-def train(arguments: argparse.Namespace) -> Evaluation | None:
+def train(arguments: argparse.Namespace) -> None:
     config = configuration(arguments)
-    last, best = arguments.output / "last.safetensors", arguments.output / "best.safetensors"
+    last, best = arguments.output / LAST, arguments.output / BEST
     if last.exists() and not arguments.resume:
         raise ValueError(
             f"{arguments.output} already holds a run: give --resume or another --output"
         )
-    training = open_dataset(arguments.data, arguments.split)
-    validation = open_dataset(arguments.data, arguments.val_split)
+    training, validation = open_data(arguments.data, arguments.split, arguments.val_split)
     network = make_network(config, len(training.class_names))
     examples = TrainingSet(
         training,
@@ -145,41 +186,52 @@ def train(arguments: argparse.Namespace) -> Evaluation | None:
     steps = len(examples) // config.batch_size
     if not steps:
         raise ValueError(f"{len(examples)} images do not fill one batch of {config.batch_size}")
-    trainer = Trainer(
-        config, network, tuple(training.class_names), steps, torch.device(arguments.device)
-    )
+    trainer = Trainer(config, network, training.class_names, steps, arguments.device)
     if arguments.resume:
         trainer.resume(last)
+        if trainer.progress.best_epoch and not best.exists():
+            print(f"{best} is gone: the best of the epochs from here on will be kept")
+            trainer.progress.best, trainer.progress.best_epoch = Progress.best, 0
     elif arguments.weights:
         load_initial(trainer, arguments.weights)
     describe(trainer, training, validation)
     log = Log(arguments.output, trainer)
+    try:
+        while trainer.progress.epoch < config.epochs:
+            run_epoch(trainer, examples, validation, log, arguments)
+    finally:
+        log.close()
+    progress = trainer.progress
+    if progress.best_epoch:
+        print(f"best mAP50 {progress.best:.4f} after epoch {progress.best_epoch}: {best}")
+
+
+def run_epoch(
+    trainer: Trainer,
+    examples: TrainingSet,
+    validation: Dataset,
+    log: Log,
+    arguments: argparse.Namespace,
+) -> None:
+    """Train for one epoch, validate where it is time to, and write the checkpoints."""
+    config, progress = trainer.config, trainer.progress
+    if progress.epoch >= config.epochs - config.mosaic_off_epochs:
+        examples.config = replace(config.augment, mosaic=0.0)
+    loader = batches(examples, config.batch_size, progress.epoch, workers=arguments.workers)
+    log.epoch_begins(len(loader))
+    for losses in trainer.run_epoch(loader):
+        log.step(losses)
     evaluation = None
-    while trainer.progress.epoch < config.epochs:
-        epoch = trainer.progress.epoch
-        if epoch >= config.epochs - config.mosaic_off_epochs:
-            examples.config = replace(config.augment, mosaic=0.0)
-        loader = batches(examples, config.batch_size, epoch, workers=arguments.workers)
-        log.epoch_begins(steps)
-        for losses in trainer.run_epoch(loader):
-            log.step(losses)
-        done = trainer.progress.epoch
-        evaluation = None
-        if done % arguments.val_every == 0 or done == config.epochs:
-            evaluation = trainer.validate(validation)
-            if evaluation.mAP50 > trainer.progress.best:
-                trainer.progress.best, trainer.progress.best_epoch = evaluation.mAP50, done
-                trainer.save(best, evaluation, resumable=False)
-        trainer.save(last, evaluation, resumable=True)
-        log.epoch_ends(evaluation)
-    log.close()
-    print(
-        f"best mAP50 {trainer.progress.best:.4f} after epoch {trainer.progress.best_epoch}: {best}"
-    )
-    return evaluation
+    if progress.epoch % arguments.val_every == 0 or progress.epoch == config.epochs:
+        evaluation = trainer.validate(validation)
+        if evaluation.mAP50 > progress.best:
+            progress.best, progress.best_epoch = evaluation.mAP50, progress.epoch
+            trainer.save(arguments.output / BEST, evaluation, resumable=False)
+    trainer.save(arguments.output / LAST, evaluation, resumable=True)
+    log.epoch_ends(evaluation)
 
 
-def describe(trainer: Trainer, training: object, validation: object) -> None:
+def describe(trainer: Trainer, training: Dataset, validation: Dataset) -> None:
     network, config = trainer.network, trainer.config
     print(
         f"{config.model}: {network.parameters():,} parameters, "
@@ -187,9 +239,8 @@ def describe(trainer: Trainer, training: object, validation: object) -> None:
         f"{len(trainer.class_names)} classes ({', '.join(trainer.class_names)})"
     )
     for name, dataset in (("train", training), ("val", validation)):
-        problems = dataset.problems  # type: ignore[attr-defined]
-        print(f"{name}: {len(dataset)} images, {len(problems)} problems in annotations")  # type: ignore[arg-type]
-        for problem in problems[:5]:
+        print(f"{name}: {len(dataset)} images, {len(dataset.problems)} problems in annotations")
+        for problem in dataset.problems[:5]:
             print(f"  {problem}")
 
 
@@ -219,16 +270,16 @@ class Log:
         for name, value in zip(Losses._fields, values, strict=True):
             self.board.add_scalar(f"loss/{name}", value, step)
         self.board.add_scalar("learning_rate", self.trainer.learning_rate(step - 1), step)
+        self.last_step = time.perf_counter()
         self.bar.set_postfix_str(f"loss {values[0]:.3f}", refresh=False)
         self.bar.update()
 
     def epoch_ends(self, evaluation: Evaluation | None) -> None:
         self.bar.close()
         progress, config = self.trainer.progress, self.trainer.config
-        now = time.perf_counter()
         means = [total / self.steps for total in self.sums]
-        rate = self.steps * config.batch_size / (now - self.epoch_started)
-        left = (now - self.started) / (progress.epoch - self.first_epoch)
+        rate = self.steps * config.batch_size / (self.last_step - self.epoch_started)
+        left = (time.perf_counter() - self.started) / (progress.epoch - self.first_epoch)
         left *= config.epochs - progress.epoch
         row = {"epoch": progress.epoch, "step": progress.step, "images_per_second": rate}
         row |= dict(zip(Losses._fields, means, strict=True))
@@ -257,11 +308,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        last = arguments.output / "last.safetensors"
+        last = arguments.output / LAST
         print(
             f"\ninterrupted; go on with the same command and --resume ({last})"
             if last.exists()
-            else "\ninterrupted before the first epoch was done; nothing was written",
+            else "\ninterrupted before the first epoch was done; there is no checkpoint",
             file=sys.stderr,
         )
         return 130

@@ -102,18 +102,22 @@ class Trainer:
         ):
             maps = self.module(images)
         losses = detection_loss(self.network.heads, maps, targets, self.config.loss)
-        if not math.isfinite(losses.total.item()):
-            raise TrainingError(
-                f"the loss became {losses.total.item()} at step {self.progress.step}; a lower "
-                f"learning rate than {self.config.learning_rate} is the usual remedy"
-            )
+        self._check_finite("loss", losses.total)
         self.optimizer.zero_grad(set_to_none=True)
         losses.total.backward()
-        nn.utils.clip_grad_norm_(self.module.parameters(), self.config.clip_gradient)
+        norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.config.clip_gradient)
+        self._check_finite("gradient", norm)  # before it reaches the weights that are saved
         self.optimizer.step()
         self.average.update(self.module)
         self.progress.step += 1
         return Losses(*(term.detach().cpu() for term in losses))
+
+    def _check_finite(self, name: str, value: Tensor) -> None:
+        if not math.isfinite(value.item()):
+            raise TrainingError(
+                f"the {name} became {value.item()} at step {self.progress.step}; a lower "
+                f"learning rate than {self.config.learning_rate} is the usual remedy"
+            )
 
     def validate(self, dataset: Dataset) -> Evaluation:
         """VOC AP at IoU 0.5 of the averaged weights, through the detector that users run."""
@@ -162,6 +166,8 @@ class Trainer:
         differences = self.config.differences(metadata["config"])
         if differences:
             raise TrainingError(f"{path}: cannot be resumed with other settings: {differences[0]}")
+        if checkpoint.network != self.network:
+            raise TrainingError(f"{path}: cannot be resumed: {self.config.model} has changed since")
         if checkpoint.class_names != self.class_names:
             raise TrainingError(
                 f"{path}: was trained on classes {checkpoint.class_names}, not {self.class_names}"

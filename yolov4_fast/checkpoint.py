@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,6 +26,8 @@ from yolov4_fast.network.layers import Network
 FORMAT = "yolov4_fast.checkpoint"
 VERSION = 1
 RESUME = "resume."
+
+_Kind = TypeVar("_Kind")
 
 
 class CheckpointError(ValueError):
@@ -80,13 +82,14 @@ def write_checkpoint(
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """Read a checkpoint. Raises FileNotFoundError or CheckpointError, each naming the file."""
     with _open(path) as (file, header):
-        network = parse_cfg(header["network"], source=f"{path}: network")
+        network = parse_cfg(header.get("network", ""), source=f"{path}: network")
         state = {
             name: file.get_tensor(name).float() for name in file.keys() if not _is_resume(name)
         }
-    class_names = tuple(json.loads(header["class_names"]))
+    class_names = tuple(_field(path, header, "class_names", list))
+    metadata = _field(path, header, "metadata", dict)
     _check(path, network, state, class_names)
-    return Checkpoint(network, state, class_names, json.loads(header["metadata"]))
+    return Checkpoint(network, state, class_names, metadata)
 
 
 def read_resume(path: str | Path) -> dict[str, Tensor]:
@@ -119,7 +122,7 @@ def _open(path: str | Path) -> Iterator[tuple[Any, dict[str, str]]]:
                 raise CheckpointError(
                     f"{path}: is a safetensors file, but not a checkpoint of yolov4_fast training"
                 )
-            if int(header.get("version", 0)) > VERSION:
+            if _field(path, header, "version", int) > VERSION:
                 raise CheckpointError(
                     f"{path}: is of checkpoint version {header['version']}, this program reads up "
                     f"to {VERSION}; update yolov4_fast"
@@ -131,11 +134,22 @@ def _open(path: str | Path) -> Iterator[tuple[Any, dict[str, str]]]:
         ) from None
 
 
+def _field(path: str | Path, header: Mapping[str, str], name: str, kind: type[_Kind]) -> _Kind:
+    """A field of the header, which holds JSON of a known kind."""
+    try:
+        value = json.loads(header.get(name, ""))
+    except ValueError:
+        value = None
+    if not isinstance(value, kind):
+        raise CheckpointError(f"{path}: its header has no sound {name}; take an intact copy")
+    return value
+
+
 def _check(
     path: str | Path, network: Network, state: Mapping[str, Tensor], class_names: tuple[str, ...]
 ) -> None:
-    for name, tensor in state.items():
-        if not bool(torch.isfinite(tensor).all()):
+    for name, values in state.items():
+        if not bool(torch.isfinite(values).all()):
             raise CheckpointError(
                 f"{path}: {name} holds NaN or infinity; did its training diverge?"
             )

@@ -199,4 +199,8 @@ def test_names_and_settings_that_do_not_exist() -> None:
         by_name("yolov4-tiny", depth_multiple=0.5)
     with pytest.raises(NetworkError, match="0 classes"):
         by_name("yolov4", num_classes=0)
+    for setting in ("width_multiple", "depth_multiple"):
+        for value in (0.0, -1.0, float("inf"), float("nan")):
+            with pytest.raises(NetworkError, match=f"a {setting} of {value} is not positive"):
+                by_name("yolov4", **{setting: value})
     assert tuple(ARCHITECTURES) == NAMES

@@ -1,5 +1,6 @@
 """Batches: their form, and that neither workers nor resuming change them."""
 
+import time
 from pathlib import Path
 
 import cv2
@@ -78,6 +79,14 @@ def test_workers_change_nothing(dataset):
     helped = list(batches(training, 3, 1, workers=2))
     assert len(alone) == len(helped) == len(batches(training, 3, 1)) == 3
     assert all(map(same, alone, helped))
+
+
+@pytest.mark.slow  # the loader waits 5 s for the worker to end
+def test_a_worker_that_hangs_is_an_error(dataset, monkeypatch):
+    monkeypatch.setattr("training.loader.WORKER_TIMEOUT", 0.5)
+    monkeypatch.setattr(TrainingSet, "__getitem__", lambda self, key: time.sleep(30))
+    with pytest.raises(RuntimeError, match=r"timed out after 0\.5 seconds"):
+        next(iter(batches(TrainingSet(dataset, 64, 64), 3, 0, workers=1)))
 
 
 def test_the_cache_changes_nothing_but_speed(dataset):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 from yolov4_fast.network.layers import (
@@ -31,6 +32,11 @@ class Builder:
     width_multiple: float = 1.0
     depth_multiple: float = 1.0
     layers: list[Layer] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for name in ("width_multiple", "depth_multiple"):
+            if not 0 < getattr(self, name) < inf:
+                raise NetworkError(f"a {name} of {getattr(self, name)} is not positive and finite")
 
     def add(self, layer: Layer) -> int:
         self.layers.append(layer)
