@@ -9,7 +9,7 @@ from typing import Any
 from training.augment import AugmentConfig
 from training.losses import LossConfig
 
-OPTIMIZERS = ("adamw", "sgd")
+OPTIMIZERS = {"adamw": (1e-3, 0.05), "sgd": (1e-2, 5e-4)}  # usual learning rate, weight decay
 PRECISIONS = ("f32", "bf16")
 
 

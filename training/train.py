@@ -8,115 +8,24 @@ whenever the validation mAP50 rises, TensorBoard scalars, and one JSON line per 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-from tqdm import tqdm
-
-from training.augment import AugmentConfig
-from training.config import OPTIMIZERS, PRECISIONS, TrainConfig
+from training.config import TrainConfig
 from training.loader import TrainingSet, batches
-from training.losses import BOX_LOSSES, LossConfig, Losses
+from training.log import Log
+from training.options import configuration, parser
 from training.trainer import Progress, Trainer
 from yolov4_fast.checkpoint import is_checkpoint, read_checkpoint
-from yolov4_fast.commands.arguments import positive, size
 from yolov4_fast.darknet.cfg import read_cfg
 from yolov4_fast.darknet.weights import read_backbone
 from yolov4_fast.datasets import Dataset, open_dataset
-from yolov4_fast.evaluation import Evaluation
-from yolov4_fast.network.architectures import NAMES, by_name
+from yolov4_fast.network.architectures import by_name
 from yolov4_fast.network.layers import Network
 
-DEFAULTS = TrainConfig()
 LAST, BEST = "last.safetensors", "best.safetensors"  # in the output folder
-
-
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="python -m training.train",
-        description=__doc__.split("\n\n")[0] if __doc__ else None,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    data = p.add_argument_group("data")
-    data.add_argument("--data", required=True, help="VOC folder, COCO JSON or Darknet .data file")
-    data.add_argument("--split", default="train", help="what to train on")
-    data.add_argument("--val-split", default="val", help="what to validate on")
-    data.add_argument("--output", required=True, type=Path, help="folder for checkpoints and logs")
-    data.add_argument("--resume", action="store_true", help="go on from OUTPUT/last.safetensors")
-    data.add_argument("--workers", type=count, default=1, help="loader processes; 0: none")
-    data.add_argument(
-        "--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu"
-    )
-    data.add_argument("--val-every", type=positive, default=5, help="epochs between validations")
-    model = p.add_argument_group("model")
-    model.add_argument("--model", default=DEFAULTS.model, help=f"a .cfg or {', '.join(NAMES)}")
-    model.add_argument(
-        "--weights", type=Path, help="start from a checkpoint or Darknet weights, also partial ones"
-    )
-    model.add_argument("--size", type=size, default="416", metavar="N|WxH")
-    run = p.add_argument_group("training")
-    run.add_argument("--epochs", type=int, default=DEFAULTS.epochs)
-    run.add_argument("--batch", type=int, default=DEFAULTS.batch_size, help="images per step")
-    run.add_argument("--optimizer", choices=OPTIMIZERS, default=DEFAULTS.optimizer)
-    run.add_argument("--learning-rate", type=float, default=DEFAULTS.learning_rate)
-    run.add_argument("--weight-decay", type=float, default=DEFAULTS.weight_decay)
-    run.add_argument("--warmup-epochs", type=float, default=DEFAULTS.warmup_epochs)
-    run.add_argument("--ema-decay", type=float, default=DEFAULTS.ema_decay)
-    run.add_argument("--box-loss", choices=BOX_LOSSES, default=DEFAULTS.loss.box_loss)
-    run.add_argument("--mosaic", type=float, default=DEFAULTS.augment.mosaic, help="probability")
-    run.add_argument(
-        "--mosaic-off-epochs",
-        type=int,
-        default=DEFAULTS.mosaic_off_epochs,
-        help="last epochs, which see whole images only",
-    )
-    run.add_argument("--precision", choices=PRECISIONS, default=DEFAULTS.precision)
-    run.add_argument("--seed", type=int, default=DEFAULTS.seed)
-    return p
-
-
-def count(text: str) -> int:
-    """A whole number from 0 up."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 up")
-    return int(text)
-
-
-def device(text: str) -> torch.device:
-    """A device that torch has here."""
-    try:
-        chosen = torch.device(text)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:  # torch raises both for a missing backend
-        reason = str(error).split(". ")[0]
-        raise argparse.ArgumentTypeError(f"torch has no {text!r} here: {reason}") from None
-    return chosen
-
-
-def configuration(arguments: argparse.Namespace) -> TrainConfig:
-    width, height = arguments.size
-    return TrainConfig(
-        model=arguments.model,
-        width=width,
-        height=height,
-        epochs=arguments.epochs,
-        batch_size=arguments.batch,
-        optimizer=arguments.optimizer,
-        learning_rate=arguments.learning_rate,
-        weight_decay=arguments.weight_decay,
-        warmup_epochs=arguments.warmup_epochs,
-        ema_decay=arguments.ema_decay,
-        mosaic_off_epochs=arguments.mosaic_off_epochs,
-        precision=arguments.precision,
-        seed=arguments.seed,
-        loss=LossConfig(box_loss=arguments.box_loss),
-        augment=AugmentConfig(mosaic=arguments.mosaic),
-    )
 
 
 def make_network(config: TrainConfig, num_classes: int) -> Network:
@@ -242,62 +151,6 @@ def describe(trainer: Trainer, training: Dataset, validation: Dataset) -> None:
         print(f"{name}: {len(dataset)} images, {len(dataset.problems)} problems in annotations")
         for problem in dataset.problems[:5]:
             print(f"  {problem}")
-
-
-class Log:
-    """Progress on the terminal, `log.jsonl` and TensorBoard."""
-
-    def __init__(self, output: Path, trainer: Trainer) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        output.mkdir(parents=True, exist_ok=True)
-        self.trainer, self.path = trainer, output / "log.jsonl"
-        self.board = SummaryWriter(str(output / "tensorboard"), purge_step=trainer.progress.step)
-        self.started, self.first_epoch = time.perf_counter(), trainer.progress.epoch
-
-    def epoch_begins(self, steps: int) -> None:
-        self.epoch_started, self.sums, self.steps = time.perf_counter(), [0.0] * 4, 0
-        self.bar = tqdm(
-            total=steps, leave=False, disable=not sys.stderr.isatty(), unit="step",
-            desc=f"epoch {self.trainer.progress.epoch + 1}/{self.trainer.config.epochs}",
-        )  # fmt: skip
-
-    def step(self, losses: Losses) -> None:
-        values = [float(value) for value in losses]
-        self.sums = [total + value for total, value in zip(self.sums, values, strict=True)]
-        self.steps += 1
-        step = self.trainer.progress.step
-        for name, value in zip(Losses._fields, values, strict=True):
-            self.board.add_scalar(f"loss/{name}", value, step)
-        self.board.add_scalar("learning_rate", self.trainer.learning_rate(step - 1), step)
-        self.last_step = time.perf_counter()
-        self.bar.set_postfix_str(f"loss {values[0]:.3f}", refresh=False)
-        self.bar.update()
-
-    def epoch_ends(self, evaluation: Evaluation | None) -> None:
-        self.bar.close()
-        progress, config = self.trainer.progress, self.trainer.config
-        means = [total / self.steps for total in self.sums]
-        rate = self.steps * config.batch_size / (self.last_step - self.epoch_started)
-        left = (time.perf_counter() - self.started) / (progress.epoch - self.first_epoch)
-        left *= config.epochs - progress.epoch
-        row = {"epoch": progress.epoch, "step": progress.step, "images_per_second": rate}
-        row |= dict(zip(Losses._fields, means, strict=True))
-        line = (
-            f"epoch {progress.epoch}/{config.epochs}  loss {means[0]:.3f} (box {means[1]:.3f} "
-            f"objectness {means[2]:.3f} classes {means[3]:.3f})  {rate:.1f} images/s  "
-            f"{int(left // 60)}:{int(left % 60):02d} left"
-        )
-        if evaluation:
-            row["mAP50"] = evaluation.mAP50
-            self.board.add_scalar("val/mAP50", evaluation.mAP50, progress.step)
-            line += f"  mAP50 {evaluation.mAP50:.4f} (best {progress.best:.4f})"
-        with open(self.path, "a") as file:
-            file.write(json.dumps(row) + "\n")
-        print(line, flush=True)
-
-    def close(self) -> None:
-        self.board.close()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
