@@ -10,7 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from training.losses import Losses
-from training.trainer import Trainer
+from training.trainer import Trainer, TrainingError
 from yolov4_fast.evaluation import Evaluation
 
 
@@ -18,8 +18,10 @@ class Log:
     """Progress on the terminal, `log.jsonl` and TensorBoard."""
 
     def __init__(self, output: Path, trainer: Trainer) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise TrainingError("training needs TensorBoard: pip install tensorboard") from None
         output.mkdir(parents=True, exist_ok=True)
         self.trainer, self.path = trainer, output / "log.jsonl"
         self.board = SummaryWriter(str(output / "tensorboard"), purge_step=trainer.progress.step)
