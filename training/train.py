@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,10 +22,11 @@ from training.trainer import Progress, Trainer
 from yolov4_fast.checkpoint import is_checkpoint, read_checkpoint
 from yolov4_fast.darknet.cfg import read_cfg
 from yolov4_fast.darknet.weights import read_backbone
-from yolov4_fast.datasets import Dataset, open_dataset
+from yolov4_fast.datasets import Dataset, DatasetWarning, open_dataset
 from yolov4_fast.network.architectures import by_name
 from yolov4_fast.network.layers import Network
 
+SHOWN = 5  # problems of a data set that are printed
 LAST, BEST = "last.safetensors", "best.safetensors"  # in the output folder
 
 
@@ -148,15 +150,21 @@ def describe(trainer: Trainer, training: Dataset, validation: Dataset) -> None:
         f"{len(trainer.class_names)} classes ({', '.join(trainer.class_names)})"
     )
     for name, dataset in (("train", training), ("val", validation)):
-        print(f"{name}: {len(dataset)} images, {len(dataset.problems)} problems in annotations")
-        for problem in dataset.problems[:5]:
+        count = len(dataset.problems)
+        told = f", {count} problem{'s' * (count > 1)} in the annotations:" if count else ""
+        print(f"{name}: {len(dataset)} images{told}")
+        for problem in dataset.problems[:SHOWN]:
             print(f"  {problem}")
+        if count > SHOWN:
+            print(f"  and {count - SHOWN} more")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     try:
-        train(arguments)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DatasetWarning)  # `describe` names the problems
+            train(arguments)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
