@@ -6,10 +6,10 @@ import hashlib
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from conftest import Mini
 
 from yolov4_fast import zoo
 from yolov4_fast.checkpoint import write_checkpoint
@@ -23,19 +23,19 @@ from yolov4_fast.network.module import NetworkModule
 
 
 @pytest.fixture
-def checkpoint(mini: Mini, tmp_path: Path) -> Path:
+def checkpoint(mini: Any, tmp_path: Path) -> Path:
     path = tmp_path / "mini.safetensors"
     write_checkpoint(path, mini.network, mini.state, ("a", "b", "c"))
     return path
 
 
-def assert_mini(model: Model, mini: Mini) -> None:
+def assert_mini(model: Model, mini: Any) -> None:
     assert model.network.layers == mini.network.layers
     for name, value in mini.state.items():
         torch.testing.assert_close(model.state[name], value, rtol=0, atol=0)
 
 
-def test_cfg_with_weights(mini: Mini, darknet_reference: Path) -> None:
+def test_cfg_with_weights(mini: Any, darknet_reference: Path) -> None:
     files = [darknet_reference / f"mini.{suffix}" for suffix in ("cfg", "weights", "names")]
     model = open_model(str(files[0]), weights=files[1], names=files[2])
     assert_mini(model, mini)
@@ -50,7 +50,7 @@ def test_cfg_without_names_says_what_it_calls_the_classes(darknet_reference: Pat
     assert "class_0 to class_2" in model.notes[0]
 
 
-def test_checkpoint(mini: Mini, checkpoint: Path, darknet_reference: Path) -> None:
+def test_checkpoint(mini: Any, checkpoint: Path, darknet_reference: Path) -> None:
     model = open_model(str(checkpoint))
     assert_mini(model, mini)
     assert model.class_names == ("a", "b", "c") and not model.notes
@@ -59,14 +59,14 @@ def test_checkpoint(mini: Mini, checkpoint: Path, darknet_reference: Path) -> No
 
 
 def test_weights_of_a_checkpoint_for_a_cfg(
-    mini: Mini, checkpoint: Path, darknet_reference: Path
+    mini: Any, checkpoint: Path, darknet_reference: Path
 ) -> None:
     assert_mini(open_model(str(darknet_reference / "mini.cfg"), weights=checkpoint), mini)
     with pytest.raises(ModelError, match="trained with another network than yolov4-nano"):
         open_model("yolov4-nano", weights=checkpoint)
 
 
-def test_size(mini: Mini, checkpoint: Path) -> None:
+def test_size(mini: Any, checkpoint: Path) -> None:
     model = open_model(str(checkpoint), size=(64, 32))
     assert (model.network.width, model.network.height) == (64, 32)
     with pytest.raises(ValueError, match="multiples of 16"):
