@@ -6,9 +6,12 @@ import argparse
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from yolov4_fast.files import replacing
+
+if TYPE_CHECKING:
+    from yolov4_fast.model import Model
 
 
 def size(text: str) -> tuple[int, int]:
@@ -63,6 +66,22 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--random", action="store_true", help="random weights, which find nothing: for speed tests"
     )
+
+
+def named_model(arguments: argparse.Namespace) -> Model:
+    """The model that `add_model`'s arguments name; prints what had to be assumed."""
+    from yolov4_fast.model import open_model
+
+    model = open_model(
+        arguments.model,
+        weights=arguments.weights,
+        names=arguments.names,
+        size=arguments.size,
+        random=arguments.random,
+    )
+    for note in model.notes:
+        print(f"note: {note}")
+    return model
 
 
 def add_engine(parser: argparse.ArgumentParser) -> None:

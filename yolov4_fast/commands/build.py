@@ -11,6 +11,7 @@ from yolov4_fast.commands.arguments import (
     add_json,
     add_model,
     check_output,
+    named_model,
     positive,
     write_json,
 )
@@ -53,21 +54,12 @@ def add(subparsers: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from yolov4_fast.engines.build import build_engine, default_engine, engine_class
-    from yolov4_fast.model import open_model
 
     for path in (arguments.output, arguments.json):
         check_output(path, arguments.model, arguments.weights, arguments.names)
     engine_class(arguments.engine or default_engine())  # raises before weights are fetched
     started = time.perf_counter()
-    model = open_model(
-        arguments.model,
-        weights=arguments.weights,
-        names=arguments.names,
-        size=arguments.size,
-        random=arguments.random,
-    )
-    for note in model.notes:
-        print(f"note: {note}")
+    model = named_model(arguments)
     engine = build_engine(
         model.network,
         model.state,

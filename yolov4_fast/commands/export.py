@@ -6,7 +6,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from yolov4_fast.commands.arguments import add_json, add_model, check_output, write_json
+from yolov4_fast.commands.arguments import (
+    add_json,
+    add_model,
+    check_output,
+    named_model,
+    write_json,
+)
 from yolov4_fast.files import replacing
 
 SUFFIXES = {"onnx": ".onnx", "darknet": ".cfg", "safetensors": ".safetensors"}
@@ -40,7 +46,6 @@ def run(arguments: argparse.Namespace) -> int:
     from yolov4_fast.darknet.cfg import write_cfg
     from yolov4_fast.darknet.weights import write_weights
     from yolov4_fast.engines.onnx_export import export_onnx
-    from yolov4_fast.model import open_model
 
     output: Path = arguments.output
     wanted = SUFFIXES[arguments.format]
@@ -51,15 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
         written += [output.with_suffix(".weights"), output.with_suffix(".names")]
     for path in (*written, arguments.json):
         check_output(path, arguments.model, arguments.weights, arguments.names)
-    model = open_model(
-        arguments.model,
-        weights=arguments.weights,
-        names=arguments.names,
-        size=arguments.size,
-        random=arguments.random,
-    )
-    for note in model.notes:
-        print(f"note: {note}")
+    model = named_model(arguments)
     if arguments.format == "onnx":
         export_onnx(model.network, model.state, output)
     elif arguments.format == "safetensors":
