@@ -21,7 +21,6 @@ def fold(network: Network, state: Mapping[str, Tensor]) -> tuple[Network, dict[s
     state: of a NetworkModule(network), any floating dtype; the result is float32 on the CPU.
     Applied to an already folded network it changes nothing.
     """
-    layers = list(network.layers)
     folded: dict[str, Tensor] = {}
     for index, layer in network.convolutions():
         weight = state[f"layers.{index}.conv.weight"].detach().double().cpu()
@@ -33,13 +32,17 @@ def fold(network: Network, state: Mapping[str, Tensor]) -> tuple[Network, dict[s
             scale = gamma / torch.sqrt(var + BN_EPS)
             weight = weight * scale[:, None, None, None]
             bias = beta - mean * scale
-            layers[index] = _without_normalisation(layer)
         else:
             bias = state[f"layers.{index}.conv.bias"].detach().double().cpu()
         folded[f"layers.{index}.conv.weight"] = weight.float().contiguous()
         folded[f"layers.{index}.conv.bias"] = bias.float().contiguous()
-    return replace(network, layers=tuple(layers)), folded
+    return without_normalisation(network), folded
 
 
-def _without_normalisation(layer: Conv) -> Conv:
-    return replace(layer, batch_normalize=False)
+def without_normalisation(network: Network) -> Network:
+    """The network that folded weights belong to: its convolutions have biases."""
+    layers = (
+        replace(layer, batch_normalize=False) if isinstance(layer, Conv) else layer
+        for layer in network.layers
+    )
+    return replace(network, layers=tuple(layers))
