@@ -5,9 +5,14 @@ from __future__ import annotations
 import argparse
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from yolov4_fast.commands.arguments import add_json, check_output, size, write_json
+
+if TYPE_CHECKING:
+    from yolov4_fast.network.layers import Network
+
+ARENA_BATCHES = (1, 32)
 
 
 def add(subparsers: Any) -> None:
@@ -15,8 +20,8 @@ def add(subparsers: Any) -> None:
         "info",
         help="describe a cfg, checkpoint, engine file or architecture",
         description="Input, layers, shapes, parameters, operations (GFLOPs: a multiplication and "
-        "an addition are two), heads with their anchors, and classes; of an engine file also how "
-        "it was built.",
+        "an addition are two), heads with their anchors, classes, and how many steps and how much "
+        "memory for activations the cuda engine takes; of an engine file also how it was built.",
     )
     parser.add_argument(
         "model", metavar="X",
@@ -51,6 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
             "resize": manifest.resize,
             "max_batch": manifest.max_batch,
             "versions": dict(manifest.versions),
+            "gpu": dict(manifest.gpu) if manifest.gpu else None,
             "classes": list(manifest.class_names),
         }
     elif is_checkpoint(arguments.model):
@@ -81,6 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
             }
             for head in network.heads
         ],
+        "cuda": _cuda(network),
     }
     _print(facts)
     if arguments.layers:
@@ -118,8 +125,22 @@ def _counts(names: Any) -> dict[str, int]:
     return counts
 
 
+def _cuda(network: Network) -> dict[str, Any]:
+    """Steps of the cuda engine's plan, and MB of its arena in half precision by batch size."""
+    from yolov4_fast.engines.cuda.lower import lower
+    from yolov4_fast.engines.cuda.place import place
+    from yolov4_fast.network.fold import without_normalisation
+
+    plan = lower(without_normalisation(network))
+    placement = place(plan)
+    arena = {str(batch): round(placement.bytes(batch, 2) / 1e6, 2) for batch in ARENA_BATCHES}
+    return {"steps": len(plan.steps), "arena_mb": arena}
+
+
 def _print(facts: dict[str, Any]) -> None:
     for key, value in facts.items():
+        if value is None:
+            continue
         if key == "heads":
             for head in value:
                 anchors = "  ".join(f"{w:g},{h:g}" for w, h in head["anchors"])
@@ -128,7 +149,12 @@ def _print(facts: dict[str, Any]) -> None:
                     f"scale_x_y {head['scale_x_y']:g}, nms {head['nms']}"
                 )
             continue
-        if isinstance(value, dict):
+        if key == "cuda":
+            arena = ", ".join(
+                f"{size:,.1f} MB at batch {batch}" for batch, size in value["arena_mb"].items()
+            )
+            value = f"{value['steps']} steps, activations in fp16 {arena}"
+        elif isinstance(value, dict):
             value = ", ".join(f"{name} {count}" for name, count in value.items())
         elif isinstance(value, list):
             value = ", ".join(value)
