@@ -1,15 +1,23 @@
-"""Fixtures that every test may use: the material beside the repository, the Darknet reference."""
+"""Fixtures that every test may use: the material beside the repository, the Darknet reference.
 
+Without a GPU Triton's kernels run in its interpreter, which must be chosen before they are defined.
+"""
+
+import os
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 from torch import Tensor
 
 from yolov4_fast.darknet.cfg import read_cfg
 from yolov4_fast.darknet.names import read_names
 from yolov4_fast.darknet.weights import read_weights
 from yolov4_fast.network.layers import Network
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 ROOT = Path(__file__).resolve().parents[1]
 
