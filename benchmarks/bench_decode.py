@@ -1,11 +1,12 @@
-"""decode and diou_nms of the raw maps of one 608 image against copying those maps once, one thread.
+"""decode and diou_nms of the raw maps of one 608 image against copying those maps once, one thread;
+on a GPU decode of one and of 32 images' float16 maps against copying those.
 
 The maps are YOLOv4's (22,743 boxes, 80 classes) with the scores of a detector at work: nearly all
 cells far below any confidence, and around each of a few dozen objects several cells and anchors
 whose boxes overlap, with the object's class likely and some of its kin less so.
 
 `python -m benchmarks.bench_decode` prints the figures; `pytest benchmarks/bench_decode.py` runs the
-same calls under pytest-benchmark.
+same calls of the CPU under pytest-benchmark.
 """
 
 from itertools import product
@@ -14,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.graph_timing import compare_kernels
 from benchmarks.harness import Function, compare, report
 from yolov4_fast.ops import decode, diou_nms
 
@@ -26,6 +28,7 @@ ANCHORS = (
     ((142.0, 110.0), (192.0, 243.0), (459.0, 401.0)),
 )
 CONFIDENCES = {0.25: 0.45, 0.001: 0.6}  # confidence to NMS threshold: Darknet's test and valid
+CAPACITY = 4096  # candidates an image on the GPU; more are counted
 LAYOUTS = {"planes": torch.contiguous_format, "channels last": torch.channels_last}
 
 
@@ -91,7 +94,58 @@ def test_decode(benchmark, confidence, layout, name):
     assert int(benchmark(functions(confidence, layout)[name])) > 0
 
 
-def main() -> None:
+def gpu_functions(confidence: float, batch: int) -> tuple[dict[str, Function], Tensor]:
+    """And the counts that decode fills. The maps lie as in the CUDA engine, in rows of 256."""
+    from yolov4_fast.ops.kernels.decode import append
+
+    maps = []
+    for raw in realistic_maps("channels last"):
+        _, channels, height, width = raw.shape
+        wide = torch.zeros((batch, height, width, 256), dtype=torch.float16, device="cuda")
+        wide[..., :channels] = raw.permute(0, 2, 3, 1)
+        maps.append(wide[..., :channels])
+    copies = [torch.empty_like(raw, memory_format=torch.contiguous_format) for raw in maps]
+    boxes = torch.empty((batch, CAPACITY, 4), device="cuda")
+    scores = torch.empty((batch, CAPACITY), device="cuda")
+    class_ids = torch.empty((batch, CAPACITY), dtype=torch.int32, device="cuda")
+    numbers = torch.empty_like(class_ids)
+    counts = torch.zeros(batch, dtype=torch.int32, device="cuda")
+
+    def copy() -> None:
+        for target, raw in zip(copies, maps, strict=True):
+            target.copy_(raw)
+
+    def decoded() -> None:
+        append(
+            maps, ANCHORS, SCALES, (False,) * 3, SIZE, SIZE, confidence, None,
+            boxes, scores, class_ids, numbers, counts,
+        )  # fmt: skip
+
+    return {"copy": copy, "decode": decoded}, counts
+
+
+def gpu() -> None:
+    for confidence, batch in product(CONFIDENCES, (1, 32)):
+        calls, counts = gpu_functions(confidence, batch)
+        timings = compare_kernels(calls)
+        report(
+            f"decode of {batch} x {SIZE} on the GPU, confidence {confidence}",
+            timings,
+            {
+                "candidates of an image": int(counts.max()),
+                "decode / copy": timings["decode"].median / timings["copy"].median,
+            },
+        )
+
+
+def main(gpu_only: bool = False) -> None:
+    if not gpu_only:
+        cpu()
+    if torch.cuda.is_available():
+        gpu()
+
+
+def cpu() -> None:
     torch.set_num_threads(1)
     for confidence, layout in product(CONFIDENCES, LAYOUTS):
         calls = functions(confidence, layout)

@@ -24,7 +24,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from yolov4_fast.ops.library import Implementation, check_implementation
+import yolov4_fast.ops.library  # noqa: F401  registers the operator
+from yolov4_fast.ops.implementation import Implementation, choose
+
+FIRST_ROOM = 1024  # candidates an image that the kernel gets room for before their number is known
 
 
 class Candidates(NamedTuple):
@@ -47,21 +50,29 @@ def decode(
     placement: Tensor | None = None,
     capacity: int = 0,
     *,
-    implementation: Implementation = "extension",
+    implementation: Implementation | None = None,
 ) -> Candidates:
     """Decode the maps of all heads.
 
-    maps: each [B, A * (5 + C), h, w] float32, read in place whatever the strides.
+    maps: each [B, A * (5 + C), h, w] float32, read in place whatever the strides (by the kernel:
+    where they lie channels-last).
     anchors, scale_x_y, new_coords: of each map; anchors (width, height) in pixels of the input.
     height, width: of the network's input in pixels. confidence: in 0..1.
     placement: [B, 4] float32 from `placement`, or None for boxes relative to the network's input.
     capacity: K. 0 makes it the largest count (a size that depends on the data); otherwise an
     image's candidates beyond the first K are left out, and its count says how many there were.
+    implementation: None is the kernel for CUDA maps and the extension for others. The kernel waits
+    for the device to know the counts; ops/kernels/decode.py has the part of it that does not.
     Raises ValueError.
     """
-    check_implementation(implementation)
     _check(maps, anchors, scale_x_y, new_coords, height, width, confidence, placement, capacity)
-    if implementation == "reference":
+    chosen = choose(maps[0], implementation)
+    placement = None if placement is None else placement.to(maps[0].device)
+    if chosen == "kernel":
+        return _decode_kernel(
+            maps, anchors, scale_x_y, new_coords, height, width, confidence, placement, capacity
+        )
+    if chosen == "reference":
         return decode_reference(
             maps, anchors, scale_x_y, new_coords, height, width, confidence, placement, capacity
         )
@@ -78,6 +89,50 @@ def decode(
             placement,
             capacity,
         )
+    )
+
+
+def _decode_kernel(
+    maps: Sequence[Tensor],
+    anchors: Sequence[Sequence[tuple[float, float]]],
+    scale_x_y: Sequence[float],
+    new_coords: Sequence[bool],
+    height: int,
+    width: int,
+    confidence: float,
+    placement: Tensor | None,
+    capacity: int,
+) -> Candidates:
+    """Arguments and result as of `decode`. The kernel appends in any order, and any of too many
+    candidates: here all are found, sorted by their numbers, and cut.
+    """
+    from yolov4_fast.ops.kernels.decode import append
+
+    batch, device = maps[0].shape[0], maps[0].device
+    views = [raw.permute(0, 2, 3, 1).contiguous() for raw in maps]
+    counts = torch.zeros(batch, dtype=torch.int32, device=device)
+    room, most = max(capacity, FIRST_ROOM), 0
+    while True:
+        boxes = torch.zeros((batch, room, 4), device=device)
+        scores = torch.zeros((batch, room), device=device)
+        class_ids = torch.full((batch, room), -1, dtype=torch.int32, device=device)
+        numbers = torch.full((batch, room), 2**31 - 1, dtype=torch.int32, device=device)
+        if batch:
+            buffers = (boxes, scores, class_ids, numbers, counts)
+            append(
+                views, anchors, scale_x_y, new_coords, height, width, confidence,
+                None if placement is None else placement.contiguous(), *buffers,
+            )  # fmt: skip
+            most = int(counts.max())
+        if most <= room:
+            break
+        room = most
+    order = numbers.argsort(1)[:, : capacity or most]
+    return Candidates(
+        boxes.gather(1, order[:, :, None].expand(-1, -1, 4)),
+        scores.gather(1, order),
+        class_ids.gather(1, order),
+        counts,
     )
 
 

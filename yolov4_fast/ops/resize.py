@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from yolov4_fast.ops.library import Implementation, check_implementation
+import yolov4_fast.ops.library  # noqa: F401  registers the operator
+from yolov4_fast.ops.implementation import Implementation, choose
 
 Mode = Literal["stretch", "letterbox"]
 
@@ -34,26 +35,28 @@ def resize(
     width: int,
     mode: Mode,
     *,
-    implementation: Implementation = "extension",
+    implementation: Implementation | None = None,
 ) -> Tensor:
     """Resize images, each its own size, to one batch.
 
     images: each [H, W, 3], uint8 or float32 in 0..1, any strides (a permuted [3, H, W] is read in
-    place), all on one device. Returns [B, 3, height, width] float32 in 0..1, channels in the
-    images' order. Raises ValueError.
+    place), all on one device. implementation: None is the kernel for CUDA images and the extension
+    for others. Returns [B, 3, height, width] float32 in 0..1, channels in the images' order; from
+    the kernel it lies channels-last in memory. Raises ValueError.
     """
-    check_implementation(implementation)
     _check_canvas(height, width, mode)
     for index, image in enumerate(images):
-        _check_image(index, image)
+        _check_image(index, image, images[0].device)
+    chosen = choose(images[0] if images else torch.empty(0), implementation)
     if not images:
         return torch.empty((0, 3, height, width))
-    if implementation == "reference":
+    if chosen == "reference":
         return resize_reference(images, height, width, mode)
-    regions = [
-        number for image in images for number in region(image.shape[:2], height, width, mode)
-    ]
-    return torch.ops.yolov4_fast.resize(list(images), regions, height, width)
+    regions = [region(image.shape[:2], height, width, mode) for image in images]
+    if chosen == "kernel":
+        return _resize_kernel(images, regions, height, width)
+    flat = [number for numbers in regions for number in numbers]
+    return torch.ops.yolov4_fast.resize(list(images), flat, height, width)
 
 
 def placement(sizes: Sequence[tuple[int, int]], height: int, width: int, mode: Mode) -> Tensor:
@@ -92,6 +95,18 @@ def region(size: Sequence[int], height: int, width: int, mode: Mode) -> tuple[in
     return (height - new_height) // 2, (width - new_width) // 2, new_height, new_width
 
 
+def _resize_kernel(
+    images: Sequence[Tensor], regions: Sequence[Sequence[int]], height: int, width: int
+) -> Tensor:
+    from yolov4_fast.ops.kernels.resize import launch, table_row
+
+    device = images[0].device
+    rows = [table_row(image, numbers) for image, numbers in zip(images, regions, strict=True)]
+    out = torch.empty((len(images), height, width, 3), device=device)
+    launch(torch.tensor(rows, dtype=torch.int64, device=device), out)
+    return out.permute(0, 3, 1, 2)
+
+
 def resize_reference(images: Sequence[Tensor], height: int, width: int, mode: Mode) -> Tensor:
     """The definition in torch; arguments and result as in `resize`."""
     canvas = images[0].new_full((len(images), 3, height, width), FILL, dtype=torch.float32)
@@ -124,7 +139,7 @@ def _check_canvas(height: int, width: int, mode: str) -> None:
         )
 
 
-def _check_image(index: int, image: Tensor) -> None:
+def _check_image(index: int, image: Tensor, device: torch.device) -> None:
     if image.dtype not in (torch.uint8, torch.float32):
         raise ValueError(f"image {index} must be uint8 or float32, not {image.dtype}")
     if image.ndim != 3 or image.shape[2] != 3 or image.numel() == 0:
@@ -132,6 +147,8 @@ def _check_image(index: int, image: Tensor) -> None:
             f"image {index} must be [height, width, 3] with at least one pixel, "
             f"not {list(image.shape)}"
         )
+    if image.device != device:
+        raise ValueError(f"image {index} is on {image.device} and the first is on {device}")
 
 
 @torch.library.register_fake("yolov4_fast::resize")
