@@ -1,42 +1,117 @@
-"""Builds the C++ operators into yolov4_fast/_C; the rest of the packaging is in pyproject.toml.
+"""Builds the C++ and CUDA operators into yolov4_fast/_C; the rest of the packaging is in
+pyproject.toml.
 
 The operators use only torch's stable ABI and no Python API, so that one build serves every Python
-from 3.11 and every torch from 2.11, compiles in seconds and needs neither nvcc nor a GPU.
+from 3.11 and every torch from 2.11. The CUDA kernels are built where torch has CUDA and a matching
+nvcc is found, for every GPU of ARCHITECTURES that it knows; no GPU is needed. YOLOV4_FAST_CUDA=0
+leaves them out, 1 insists on them.
+
+CUDA's runtime is linked statically: it needs nothing but the driver, and that only when a kernel is
+launched, and shares the device's primary context and its streams with whatever runtime torch has.
 """
 
+import os
+import re
+import subprocess
 from pathlib import Path
 
+import torch
 from setuptools import setup
-from torch.utils.cpp_extension import BuildExtension, CppExtension
-
-SOURCES = ["csrc/*.cpp", "csrc/cpu/*.cpp"]
+from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension
 
 ROOT = Path(__file__).parent
+ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
+SWITCH = "YOLOV4_FAST_CUDA"
 
-extension = CppExtension(
-    name="yolov4_fast._C",
-    sources=sorted(
-        str(path.relative_to(ROOT)) for pattern in SOURCES for path in ROOT.glob(pattern)
-    ),
-    depends=sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/**/*.h")),
-    define_macros=[("TORCH_TARGET_VERSION", "0x020b000000000000")],  # 2.11
-    extra_compile_args=[
-        "-O3",
-        "-fvisibility=hidden",
-        # Contracted multiply-adds would make results depend on the machine's vector extension.
-        "-ffp-contract=off",
-        # Nothing reads errno or the exception flags; NaN and comparisons stay exact.
-        "-fno-math-errno",
-        "-fno-trapping-math",
-        "-Wall",
-        "-Wextra",
-        "-g0",
-    ],
-    py_limited_api=True,
-)
+# Contracted multiply-adds would make results depend on the machine.
+CXX_FLAGS = [
+    "-O3",
+    "-fvisibility=hidden",
+    "-ffp-contract=off",
+    # Nothing reads errno or the exception flags; NaN and comparisons stay exact.
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-Wall",
+    "-Wextra",
+    "-g0",
+]
+NVCC_FLAGS = ["-O3", "-fmad=false", "-Xcompiler=-fvisibility=hidden"]
+
+
+def missing_for_cuda() -> str | None:
+    """Why the CUDA kernels cannot be built here, or None."""
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} has no CUDA"
+    if CUDA_HOME is None or not Path(CUDA_HOME, "bin", "nvcc").is_file():
+        return "no nvcc was found; CUDA_HOME can name its folder"
+    version = nvcc("--version")
+    found = re.search(r"release (\d+)\.\d+", version)
+    if found is None:
+        return f"nvcc does not say its version: {version!r}"
+    if found[1] != torch.version.cuda.split(".")[0]:
+        return f"nvcc is of CUDA {found[0]} and torch's CUDA is {torch.version.cuda}"
+    if not cuda_library_folders():
+        return f"libcudart_static.a is not under {CUDA_HOME}"
+    return None
+
+
+def nvcc(option: str) -> str:
+    command = [str(Path(str(CUDA_HOME), "bin", "nvcc")), option]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def cuda_library_folders() -> list[str]:
+    folders = [Path(str(CUDA_HOME), name) for name in ("lib64", "lib", "targets/x86_64-linux/lib")]
+    return [str(folder) for folder in folders if (folder / "libcudart_static.a").is_file()][:1]
+
+
+def architecture_flags() -> list[str]:
+    """Machine code for each architecture, and PTX of the last for those to come."""
+    known = nvcc("--list-gpu-code").split()
+    numbers = [number for number in ARCHITECTURES if f"sm_{number}" in known]
+    flags = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in numbers]
+    return [*flags, f"-gencode=arch=compute_{numbers[-1]},code=compute_{numbers[-1]}"]
+
+
+def with_cuda() -> bool:
+    wanted = os.environ.get(SWITCH, "")
+    if wanted not in ("", "0", "1"):
+        raise SystemExit(f"{SWITCH} must be 0 or 1, not {wanted!r}")
+    reason = f"{SWITCH}=0" if wanted == "0" else missing_for_cuda()
+    if wanted == "1" and reason:
+        raise SystemExit(f"{SWITCH}=1, but the CUDA kernels cannot be built: {reason}")
+    if reason:
+        print(f"yolov4_fast: building without CUDA kernels: {reason}")
+    return reason is None
+
+
+def make_extension(cuda: bool) -> CppExtension:
+    patterns = ["csrc/*.cpp", "csrc/cpu/*.cpp"]
+    if cuda:
+        patterns += ["csrc/cuda/*.cpp", "csrc/cuda/*.cu"]
+    flags = {"cxx": CXX_FLAGS}
+    if cuda:
+        flags["nvcc"] = [*NVCC_FLAGS, *architecture_flags()]
+    return CppExtension(
+        name="yolov4_fast._C",
+        sources=[str(path.relative_to(ROOT)) for name in patterns for path in files(name)],
+        depends=[
+            str(path.relative_to(ROOT)) for path in [*files("csrc/**/*.h"), *files("csrc/**/*.cuh")]
+        ],
+        define_macros=[("TORCH_TARGET_VERSION", "0x020b000000000000")],  # 2.11
+        extra_compile_args=flags,
+        libraries=["torch_cuda", "cudart_static", "dl", "rt", "pthread"] if cuda else [],
+        library_dirs=cuda_library_folders() if cuda else [],
+        py_limited_api=True,
+    )
+
+
+def files(pattern: str) -> list[Path]:
+    return sorted(ROOT.glob(pattern))
+
 
 setup(
-    ext_modules=[extension],
+    ext_modules=[make_extension(with_cuda())],
     cmdclass={"build_ext": BuildExtension},
     options={"bdist_wheel": {"py_limited_api": "cp311"}},
 )

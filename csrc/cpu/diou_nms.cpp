@@ -1,6 +1,7 @@
 // diou_nms on the CPU: greedy suppression per image and class.
 //
-// 1. Per image: a stable radix sort by score, then by class, so that each class is one run in order of score.
+// 1. Per image: stable radix sorts by number (where given), by score, then by class, so that each class is one run in
+//    order of score.
 // 2. Per run: each box is tested against the boxes kept so far, which lie in separate arrays (x1, y1, ...) for the
 //    vector unit. Testing against the kept, not against all that follow, ends at the first hit and touches no
 //    suppressed box twice. A division-free float test with a safety margin rules out nearly every pair; what it does
@@ -20,6 +21,8 @@
 #include <torch/csrc/stable/ops.h>
 
 #include "../checks.h"
+#include "../diou_nms.h"
+#include "../overlap.h"
 #include "simd.h"
 
 namespace yolov4_fast {
@@ -27,33 +30,6 @@ namespace {
 
 constexpr int64_t SERIAL_BELOW = 4096;  // candidates in the batch
 constexpr int64_t LANES = 64;  // kept boxes tested at a time
-
-struct Criterion {
-  double iou_threshold;
-  std::optional<double> beta;
-};
-
-// Whether box b is suppressed by box a (xyxy), in double.
-bool suppresses(const float* a, const float* b, const Criterion& criterion) {
-  const double ax1 = a[0], ay1 = a[1], ax2 = a[2], ay2 = a[3];
-  const double bx1 = b[0], by1 = b[1], bx2 = b[2], by2 = b[3];
-  const double width = std::min(ax2, bx2) - std::max(ax1, bx1);
-  const double height = std::min(ay2, by2) - std::max(ay1, by1);
-  if (!(width > 0 && height > 0)) {
-    return false;
-  }
-  const double intersection = width * height;
-  const double iou =
-      intersection / ((ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1) - intersection);
-  if (!(iou > criterion.iou_threshold) || !criterion.beta) {
-    return iou > criterion.iou_threshold;
-  }
-  const double dx = ((ax1 + ax2) - (bx1 + bx2)) / 2, dy = ((ay1 + ay2) - (by1 + by2)) / 2;
-  const double cx = std::max(ax2, bx2) - std::min(ax1, bx1);
-  const double cy = std::max(ay2, by2) - std::min(ay1, by1);
-  const double penalty = std::pow((dx * dx + dy * dy) / (cx * cx + cy * cy), *criterion.beta);
-  return iou - penalty > criterion.iou_threshold;
-}
 
 // The boxes of one class kept so far, in whole groups of LANES; unused lanes overlap nothing.
 class Kept {
@@ -101,12 +77,11 @@ class Kept {
 };
 
 // The first group from `group` on with a box whose IoU with `box` may exceed the threshold, and which lanes of it;
-// `groups` if there is none. `bound` is a little under the threshold. TINY lets pairs pass whose areas underflow.
+// `groups` if there is none. `bound` is a little under the threshold.
 YOLOV4_FAST_MULTIVERSION int64_t next_group(
     const float* __restrict x1, const float* __restrict y1, const float* __restrict x2, const float* __restrict y2,
     const float* __restrict area, int64_t group, int64_t groups, const float* box, float bound,
     int32_t* __restrict lanes) {
-  constexpr float TINY = 1e-30f;
   const float bx1 = box[0], by1 = box[1], bx2 = box[2], by2 = box[3];
   const float box_area = (bx2 - bx1) * (by2 - by1);
   for (; group < groups; ++group) {
@@ -185,15 +160,24 @@ struct Run {  // one class of one image
   int64_t image, begin, end;  // positions in by_class
 };
 
-Image sort_image(const float* scores, const int32_t* class_ids, int64_t count) {
+// numbers: may be null.
+Image sort_image(const float* scores, const int32_t* class_ids, const int32_t* numbers, int64_t count) {
   Image image;
   image.by_score.reserve(count);
   std::vector<uint32_t> keys(count);
   for (int64_t i = 0; i < count; ++i) {
     if (!std::isnan(scores[i])) {
-      keys[i] = descending_key(scores[i]);
       image.by_score.push_back(static_cast<int32_t>(i));
     }
+  }
+  if (numbers) {
+    for (const int32_t i : image.by_score) {
+      keys[i] = static_cast<uint32_t>(numbers[i]) ^ 0x80000000u;
+    }
+    radix_sort(keys, image.by_score);
+  }
+  for (const int32_t i : image.by_score) {
+    keys[i] = descending_key(scores[i]);
   }
   radix_sort(keys, image.by_score);
   const int64_t ranked = static_cast<int64_t>(image.by_score.size());
@@ -226,8 +210,7 @@ std::vector<Run> runs_of(const std::vector<Image>& images, const int32_t* class_
 void suppress_run(
     Image& image, const Run& run, const float* boxes, const Criterion& criterion, int64_t limit, Kept& kept) {
   kept.clear();
-  // Every single-precision rounding on the way to the test together stays under 1e-6 of the union.
-  const float bound = static_cast<float>(criterion.iou_threshold * (1 - 1e-5));
+  const float bound = certainly_not_bound(criterion);
   for (int64_t i = run.begin; i < run.end && kept.size() < limit; ++i) {
     const int32_t rank = image.by_class[i];
     const float* box = boxes + 4 * image.by_score[rank];
@@ -240,36 +223,25 @@ void suppress_run(
 
 std::tuple<Tensor, Tensor> diou_nms_cpu(
     const Tensor& boxes_in, const Tensor& scores_in, const Tensor& class_ids_in, const Tensor& counts_in,
-    double iou_threshold, std::optional<double> beta, int64_t max_detections) {
-  check_cpu(boxes_in, "boxes");
-  check_cpu(scores_in, "scores");
-  check_cpu(class_ids_in, "class_ids");
-  check_cpu(counts_in, "counts");
-  check_dtype(boxes_in, ScalarType::Float, "boxes");
-  check_dtype(scores_in, ScalarType::Float, "scores");
-  check_dtype(class_ids_in, ScalarType::Int, "class_ids");
-  check_dtype(counts_in, ScalarType::Int, "counts");
-  STD_TORCH_CHECK(
-      boxes_in.dim() == 3 && boxes_in.size(2) == 4, "boxes must be [batch, candidates, 4], not ", shape_of(boxes_in));
+    double iou_threshold, std::optional<double> beta, int64_t max_detections, const std::optional<Tensor>& numbers_in) {
+  const auto check_device = [](const Tensor& tensor, const char* name) { check_cpu(tensor, name); };
+  check_diou_nms(
+      boxes_in, scores_in, class_ids_in, counts_in, iou_threshold, beta, max_detections, numbers_in, check_device);
   const int64_t batch = boxes_in.size(0), stride = boxes_in.size(1);
-  check_shape(scores_in, {batch, stride}, "scores");
-  check_shape(class_ids_in, {batch, stride}, "class_ids");
-  check_shape(counts_in, {batch}, "counts");
-  STD_TORCH_CHECK(
-      stride <= std::numeric_limits<int32_t>::max(), "at most 2^31 - 1 candidates an image, not ", stride);
-  STD_TORCH_CHECK(
-      iou_threshold >= 0 && iou_threshold <= 1, "iou_threshold must be in 0..1, not ", iou_threshold);
-  STD_TORCH_CHECK(!beta || (*beta >= 0 && std::isfinite(*beta)), "beta must be finite and at least 0, not ", *beta);
-  STD_TORCH_CHECK(max_detections >= 0, "max_detections must be at least 0, not ", max_detections);
 
   const Tensor boxes_tensor = torch::stable::contiguous(boxes_in);          // [B, K, 4]
   const Tensor scores_tensor = torch::stable::contiguous(scores_in);        // [B, K]
   const Tensor class_ids_tensor = torch::stable::contiguous(class_ids_in);  // [B, K]
   const Tensor counts_tensor = torch::stable::contiguous(counts_in);        // [B]
+  std::optional<Tensor> numbers_tensor;
+  if (numbers_in) {
+    numbers_tensor = torch::stable::contiguous(*numbers_in);  // [B, K]
+  }
   const float* const boxes = boxes_tensor.const_data_ptr<float>();
   const float* const scores = scores_tensor.const_data_ptr<float>();
   const int32_t* const class_ids = class_ids_tensor.const_data_ptr<int32_t>();
   const int32_t* const counts = counts_tensor.const_data_ptr<int32_t>();
+  const int32_t* const numbers = numbers_tensor ? numbers_tensor->const_data_ptr<int32_t>() : nullptr;
   const int64_t rows = max_detections ? max_detections : stride;
   Tensor keep_tensor = torch::stable::empty({batch, rows}, ScalarType::Long);  // [B, D]
   Tensor kept_tensor = torch::stable::empty({batch}, ScalarType::Int);         // [B]
@@ -280,11 +252,12 @@ std::tuple<Tensor, Tensor> diou_nms_cpu(
   torch::stable::parallel_for(0, batch, 1, [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b) {
       const int64_t count = std::clamp<int64_t>(counts[b], 0, stride);
-      images[b] = sort_image(scores + b * stride, class_ids + b * stride, count);
+      images[b] = sort_image(
+          scores + b * stride, class_ids + b * stride, numbers ? numbers + b * stride : nullptr, count);
     }
   });
   const std::vector<Run> runs = runs_of(images, class_ids, stride);
-  const Criterion criterion{iou_threshold, beta};
+  const Criterion criterion{iou_threshold, beta.has_value(), beta.value_or(0)};
   // Few boxes are done before OpenMP's threads are awake, and those go on spinning, see resize.
   const int64_t count = static_cast<int64_t>(runs.size());
   const int64_t grain = batch * stride < SERIAL_BELOW ? std::max<int64_t>(1, count) : 1;

@@ -136,6 +136,32 @@ def test_ties_go_to_the_lower_number(implementation, distinct_scores):
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("distinct_scores", [1, 4, 1000])
+@pytest.mark.parametrize("low", [0, -(2**31)])
+def test_numbers_stand_for_the_position(implementation, distinct_scores, low):
+    """Candidates in any order of storage, with the numbers they had, give the same boxes."""
+    boxes, scores, ids, counts = random_case(150, batch=3, distinct_scores=distinct_scores)
+    expected = kept_of(diou_nms(boxes, scores, ids, counts, 0.45, 0.6))
+    rows = torch.arange(3)[:, None]
+    generator = torch.Generator().manual_seed(0)
+    places = torch.stack([torch.randperm(150, generator=generator) for _ in range(3)])
+    shuffled = (boxes[rows, places], scores[rows, places], ids[rows, places], counts)
+    numbers = (low + places * 7).int()
+    result = diou_nms(*shuffled, 0.45, 0.6, 0, numbers, implementation=implementation)
+    assert [places[b][row].tolist() for b, row in enumerate(kept_of(result))] == expected
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_equal_numbers_go_by_position(implementation):
+    boxes, scores, ids, counts = random_case(120, distinct_scores=2)
+    numbers = torch.zeros(1, 120, dtype=torch.int32)
+    result = diou_nms(
+        boxes, scores, ids, counts, 0.45, 0.6, 0, numbers, implementation=implementation
+    )
+    assert kept_of(result) == [definition(boxes[0], scores[0], ids[0], 0.45, 0.6)]
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_only_the_counted_candidates(implementation):
     boxes, scores, ids, _ = random_case(90, batch=4)
     counts = torch.tensor([0, 1, 47, 1000], dtype=torch.int32)  # the last says "more than fit"
@@ -251,6 +277,8 @@ def test_strides_and_threads_do_not_change_the_result():
         ("beta", -1.0, "-1"),
         ("beta", float("inf"), "inf"),
         ("max_detections", -3, "-3"),
+        ("numbers", torch.zeros(2, 4, dtype=torch.int32), r"numbers must be \[2, 5\]"),
+        ("numbers", torch.zeros(2, 5, dtype=torch.int64), "int64"),
         ("implementation", "gpu", "gpu"),
     ],
 )
@@ -271,10 +299,12 @@ def test_bad_arguments_are_named(name, value, words):
         (1, torch.zeros(2, 6), r"scores must be \[2, 5\], not \[2, 6\]"),
         (2, torch.zeros(2, 5), "class_ids must be Int, not Float"),
         (4, 1.5, "not 1.5"),
+        (7, torch.zeros(2, 5), "numbers must be Int, not Float"),
+        (7, torch.zeros(2, 6, dtype=torch.int32), r"numbers must be \[2, 5\], not \[2, 6\]"),
     ],
 )
 def test_the_operator_itself_refuses_what_does_not_fit(position, value, words):
-    arguments = [*random_case(5, batch=2), 0.45, 0.6]
+    arguments = [*random_case(5, batch=2), 0.45, 0.6, 0, None]
     arguments[position] = value
     with pytest.raises(RuntimeError, match=words):
         torch.ops.yolov4_fast.diou_nms(*arguments)
@@ -282,6 +312,8 @@ def test_the_operator_itself_refuses_what_does_not_fit(position, value, words):
 
 @pytest.mark.parametrize("max_detections", [0, 9])
 @pytest.mark.parametrize("beta", [None, 0.6])
-def test_opcheck(beta, max_detections):
-    arguments = (*random_case(40, batch=2), 0.45, beta, max_detections)
+@pytest.mark.parametrize("numbered", [False, True])
+def test_opcheck(beta, max_detections, numbered):
+    numbers = torch.arange(80, 0, -1, dtype=torch.int32).reshape(2, 40) if numbered else None
+    arguments = (*random_case(40, batch=2), 0.45, beta, max_detections, numbers)
     torch.library.opcheck(torch.ops.yolov4_fast.diou_nms.default, arguments)

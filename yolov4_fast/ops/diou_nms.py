@@ -16,6 +16,9 @@ image, as `decode` returns them.
 Classes are compared by id: shifting boxes apart by class, as is often done, would falsify c. Every
 pair that is close is decided in float64. Boxes without area suppress nothing and are not
 suppressed; one with a NaN score is never kept.
+
+On a GPU only the best MAX_CANDIDATES of an image take part; the lower scored are not kept (how many
+follows from `counts`). Up to there every implementation keeps the same boxes.
 """
 
 import math
@@ -23,7 +26,9 @@ import math
 import torch
 from torch import Tensor
 
-from yolov4_fast.ops.library import Implementation, check_implementation
+from yolov4_fast.ops.library import Implementation, check_device, check_implementation
+
+MAX_CANDIDATES = 4096  # of an image, on a GPU; csrc/cuda/diou_nms.h has the same number
 
 
 def diou_nms(
@@ -34,6 +39,7 @@ def diou_nms(
     iou_threshold: float,
     beta: float | None,
     max_detections: int = 0,
+    numbers: Tensor | None = None,
     *,
     implementation: Implementation = "extension",
 ) -> tuple[Tensor, Tensor]:
@@ -44,17 +50,21 @@ def diou_nms(
     looked at (all K where it is larger).
     iou_threshold: in 0..1. beta: exponent of the penalty, at least 0, or None for plain IoU.
     max_detections: D, the most that an image keeps; 0 for K.
-    Returns keep [B, D] int64, numbers of the kept candidates by descending score (equal scores:
-    lower number first) and then -1, and kept [B] int32, how many. Raises ValueError.
+    numbers: [B, K] int32, different ones within an image, or None for the position, 0..K-1; of
+    candidates with equal scores the one with the lower number comes first, wherever it lies.
+    Returns keep [B, D] int64, positions of the kept candidates by descending score and then -1, and
+    kept [B] int32, how many. On CUDA tensors nothing waits for the GPU. Raises ValueError, and
+    RuntimeError for CUDA tensors where the operators were built without CUDA.
     """
     check_implementation(implementation)
-    _check(boxes, scores, class_ids, counts, iou_threshold, beta, max_detections)
+    _check(boxes, scores, class_ids, counts, iou_threshold, beta, max_detections, numbers)
     if implementation == "reference":
         return diou_nms_reference(
-            boxes, scores, class_ids, counts, iou_threshold, beta, max_detections
+            boxes, scores, class_ids, counts, iou_threshold, beta, max_detections, numbers
         )
+    check_device(boxes, "diou_nms")
     return torch.ops.yolov4_fast.diou_nms(
-        boxes, scores, class_ids, counts, iou_threshold, beta, max_detections
+        boxes, scores, class_ids, counts, iou_threshold, beta, max_detections, numbers
     )
 
 
@@ -66,6 +76,7 @@ def diou_nms_reference(
     iou_threshold: float,
     beta: float | None,
     max_detections: int = 0,
+    numbers: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The definition in torch, O(K^2) memory; arguments and result as in `diou_nms`."""
     batch, candidates = scores.shape
@@ -73,8 +84,11 @@ def diou_nms_reference(
     kept = torch.zeros_like(counts)
     for image in range(batch):
         known = scores[image, : max(0, int(counts[image]))]
-        order = torch.sort(known.nan_to_num(nan=-torch.inf), descending=True, stable=True).indices
+        order = torch.arange(len(known), device=known.device)
+        if numbers is not None:
+            order = torch.sort(numbers[image, : len(known)], stable=True).indices
         order = order[~known[order].isnan()]
+        order = order[torch.sort(known[order], descending=True, stable=True).indices]
         overlap = _overlap(boxes[image, order].double(), beta)  # [n, n]
         same_class = class_ids[image, order][:, None] == class_ids[image, order]
         suppresses = (overlap > iou_threshold) & same_class
@@ -113,6 +127,7 @@ def _check(
     iou_threshold: float,
     beta: float | None,
     max_detections: int,
+    numbers: Tensor | None,
 ) -> None:
     if boxes.ndim != 3 or boxes.shape[2] != 4:
         raise ValueError(f"boxes must be [batch, candidates, 4], not {list(boxes.shape)}")
@@ -122,6 +137,8 @@ def _check(
         "class_ids": (class_ids, tuple(boxes.shape[:2]), torch.int32),
         "counts": (counts, (boxes.shape[0],), torch.int32),
     }
+    if numbers is not None:
+        expected["numbers"] = (numbers, tuple(boxes.shape[:2]), torch.int32)
     for name, (tensor, shape, dtype) in expected.items():
         if tuple(tensor.shape) != shape or tensor.dtype != dtype:
             raise ValueError(
@@ -144,6 +161,7 @@ def _(
     iou_threshold: float,
     beta: float | None = None,
     max_detections: int = 0,
+    numbers: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     rows = max_detections or boxes.shape[1]
     return (
