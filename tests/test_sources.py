@@ -116,6 +116,21 @@ def test_folder_is_read_in_order_and_what_is_bad_is_skipped(
     assert "skipped: " in caplog.text
 
 
+def test_pictures_are_read_ahead_and_given_in_order(folder: Path, picture: np.ndarray) -> None:
+    """Videos, arrays and what is skipped stand between them; the rest may be left unread."""
+    write_video(folder / "d.avi", 2)
+    for number in range(40):
+        Image.fromarray(picture).save(folder / f"e{number:02}.png")
+    found = [Path(frame.name).name for frame in frames(folder, picture, folder / "b.png")]
+    assert found == [
+        "a.PNG", "b.png", "c.bmp", "d.avi#0", "d.avi#1", *(f"e{n:02}.png" for n in range(40)),
+        "image 46", "b.png",
+    ]  # fmt: skip
+    iterator = iter(frames(folder))
+    assert Path(next(iterator).name).name == "a.PNG"
+    iterator.close()  # type: ignore[attr-defined]
+
+
 def test_a_named_file_that_is_bad_is_skipped_too(folder: Path) -> None:
     source = frames(folder / "text.jpg", str(folder / "a.PNG"))
     assert [Path(frame.name).name for frame in source] == ["a.PNG"]
@@ -256,5 +271,13 @@ def test_to_batch(picture: np.ndarray) -> None:
         (image,) = to_batch(one)
         assert image is one
     assert to_batch(["x.jpg", picture]) == ["x.jpg", picture]
-    assert len(to_batch(torch.zeros(5, 3, 4, 4))) == 5
-    assert len(to_batch(np.zeros((5, 4, 4, 3), np.uint8))) == 5
+    assert len(list(to_batch(torch.zeros(5, 3, 4, 4)))) == 5
+    assert len(list(to_batch(np.zeros((5, 4, 4, 3), np.uint8)))) == 5
+
+
+def test_to_batch_asks_a_generator_for_nothing() -> None:
+    asked: list[int] = []
+    batch = iter(to_batch(asked.append(number) for number in range(3)))
+    assert asked == []
+    next(batch)
+    assert asked == [0]

@@ -2,15 +2,20 @@
 its own.
 
 preprocess (resize) -> engine.run (the network) -> decode -> suppress (NMS) -> collect
+
+An engine may have a way of its own for all of it (`engines.pipeline`): then several chunks are
+under way at once, and the stages are there for whoever wants to look at one.
 """
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,9 +23,11 @@ from yolov4_fast import ops
 from yolov4_fast.detections import Detections
 from yolov4_fast.engines.build import load_engine
 from yolov4_fast.engines.engine import RESIZE_MODES, Engine
+from yolov4_fast.engines.pipeline import Pending, Pipeline, Settings
+from yolov4_fast.loading import load
 from yolov4_fast.ops.decode import Candidates
 from yolov4_fast.ops.resize import Mode
-from yolov4_fast.sources import to_batch, to_image
+from yolov4_fast.sources import to_batch
 
 
 class Batch(NamedTuple):
@@ -28,6 +35,13 @@ class Batch(NamedTuple):
 
     images: Tensor  # [B, 3, height, width] float32 in 0..1
     placement: Tensor | None  # [B, 4] float32; None where the images were stretched
+    sizes: list[tuple[int, int]]  # original (height, width) px
+
+
+class _UnderWay(NamedTuple):
+    """A chunk in the pipeline."""
+
+    pending: Pending
     sizes: list[tuple[int, int]]  # original (height, width) px
 
 
@@ -72,33 +86,102 @@ class Detector:
         self._anchors = [head.anchors for head in heads]
         self._scale_x_y = [head.scale_x_y for head in heads]
         self._new_coords = [head.new_coords for head in heads]
+        self._guard = threading.Lock()
+        self._pipelines: tuple[Settings, Pipeline | None] | None = None
 
     @property
     def class_names(self) -> tuple[str, ...]:
         return self.engine.class_names
 
+    @property
+    def pipeline(self) -> Pipeline | None:
+        """The engine's own way from images to what is found, if it has one."""
+        settings = Settings(
+            confidence=self.confidence,
+            iou=self.iou,
+            beta=self.beta,
+            max_detections=self.max_detections,
+            resize=self.resize,
+        )
+        with self._guard:
+            if self._pipelines is None or self._pipelines[0] != settings:
+                self._pipelines = settings, self.engine.pipeline(settings)
+            return self._pipelines[1]
+
     def detect(self, batch: Any) -> list[Detections]:
         """Detections of every image, in order.
 
-        batch: one image or a sequence, of mixed kinds and sizes: path, PIL image, numpy [H, W, 3]
+        batch: one image or several, of mixed kinds and sizes: path, PIL image, numpy [H, W, 3]
         uint8 RGB, torch [3, H, W] uint8 or floating point in 0..1. More images than the engine's
-        `max_batch` run in chunks; of files only one chunk is in memory at a time. Raises ValueError
-        naming the image, FileNotFoundError.
+        `max_batch` run in chunks; of files, and of what a generator makes, only a few chunks are in
+        memory at a time. Raises ValueError naming the image, FileNotFoundError.
         """
-        items = to_batch(batch)
-        results: list[Detections] = []
-        with torch.inference_mode():
-            for start in range(0, len(items), self.engine.max_batch):
-                images = _load(items[start : start + self.engine.max_batch], start)
-                results += self._detect(images)
-        return results
+        return list(self._detect(to_batch(batch), self.engine.max_batch, "batch"))
 
-    def _detect(self, images: list[Tensor]) -> list[Detections]:
+    def stream(self, images: Any, batch: int | None = None) -> Iterator[Detections]:
+        """Detections of each image, in order, while later images are read, copied and looked at.
+
+        images: as for `detect`; usually a generator. batch: images that run together, the engine's
+        `max_batch` by default; smaller ones wait less for others. What is given out lags a chunk or
+        two behind what was asked for: for each frame of a camera at once call `detect`. CUDA
+        tensors are read in place, so they must stay as they are until their detections are there.
+        Where `images` or one of them raises, the detections of all before are given first. Raises
+        ValueError.
+        """
+        size = self.engine.max_batch if batch is None else batch
+        if not 1 <= size <= self.engine.max_batch:
+            raise ValueError(f"batch {size}: this engine runs 1 to {self.engine.max_batch} images")
+        return self._detect(to_batch(images), size, "stream")
+
+    def _detect(self, items: Iterable[Any], size: int, whole: str) -> Iterator[Detections]:
+        chunks = load(items, size, whole)
+        pipeline = self.pipeline
+        try:
+            if pipeline is None:
+                for images in chunks:
+                    yield from self._in_stages(images)
+            else:
+                yield from self._overlapped(chunks, pipeline)
+        finally:
+            chunks.close()
+
+    @torch.inference_mode()
+    def _in_stages(self, images: list[Tensor]) -> list[Detections]:
         batch = self.preprocess(images)
         maps = self.engine.run(batch.images)
         candidates = self.decode(maps, batch.placement)
         keep, kept = self.suppress(candidates)
         return self.collect(candidates, keep, kept, batch.sizes)
+
+    def _overlapped(
+        self, chunks: Iterator[list[Tensor]], pipeline: Pipeline
+    ) -> Iterator[Detections]:
+        """As many chunks under way as the pipeline takes; while they are, the next is read."""
+        under_way: deque[_UnderWay] = deque()
+        failure: BaseException | None = None
+        while True:
+            try:
+                images = next(chunks)
+            except StopIteration:
+                break
+            except BaseException as error:  # of an image, or of the user's generator
+                failure = error
+                break
+            # Before anybody looks at what is ready, the next chunk is on its way.
+            ready = self._found(under_way.popleft()) if len(under_way) == pipeline.depth else []
+            sizes = [(image.shape[0], image.shape[1]) for image in images]
+            under_way.append(_UnderWay(pipeline.submit(images), sizes))
+            yield from ready
+        while under_way:
+            yield from self._found(under_way.popleft())
+        if failure is not None:
+            raise failure
+
+    def _found(self, chunk: _UnderWay) -> list[Detections]:
+        return [
+            self._detections(found.boxes, found.scores, found.class_ids, size)
+            for found, size in zip(chunk.pending.result(), chunk.sizes, strict=True)
+        ]
 
     def preprocess(self, images: list[Tensor]) -> Batch:
         """Fit images, each [H, W, 3] uint8 or float32 in 0..1, to the engine's input."""
@@ -134,32 +217,18 @@ class Detector:
     ) -> list[Detections]:
         """The survivors of each image, boxes in pixels of the original and clipped to it."""
         results = []
-        for index, ((height, width), count) in enumerate(zip(sizes, kept.tolist(), strict=True)):
+        for index, (size, count) in enumerate(zip(sizes, kept.tolist(), strict=True)):
             chosen = keep[index, :count]
-            boxes = candidates.boxes[index, chosen].cpu().numpy()
-            boxes = (boxes.clip(0, 1) * (width, height, width, height)).astype("float32")
-            scores = candidates.scores[index, chosen].cpu().numpy()
-            class_ids = candidates.class_ids[index, chosen].cpu().numpy()
-            results.append(Detections(boxes, scores, class_ids, self.class_names, (height, width)))
+            boxes, scores, class_ids = (
+                values[index, chosen].cpu().numpy() for values in candidates[:3]
+            )
+            results.append(self._detections(boxes, scores, class_ids, size))
         return results
 
-
-def _load(items: list[Any], start: int) -> list[Tensor]:
-    """Read a chunk of a batch; files are decoded in parallel.
-
-    start: number of its first image in the batch.
-    """
-    names = [f"image {start + offset} of the batch" for offset in range(len(items))]
-    files = [isinstance(item, str | Path) for item in items]
-    if sum(files) < 2:
-        return list(map(to_image, items, names))
-    with ThreadPoolExecutor(min(sum(files), os.cpu_count() or 1)) as pool:
-        pending = [
-            pool.submit(to_image, item, name) if file else None
-            for item, name, file in zip(items, names, files, strict=True)
-        ]
-        # The rest stays on this thread: one PIL image may stand in a batch twice, and loads once.
-        return [
-            future.result() if future else to_image(item, name)
-            for item, name, future in zip(items, names, pending, strict=True)
-        ]
+    def _detections(
+        self, boxes: np.ndarray, scores: np.ndarray, class_ids: np.ndarray, size: tuple[int, int]
+    ) -> Detections:
+        """boxes: relative to the image of this size, [n, 4]."""
+        height, width = size
+        pixels = (boxes.clip(0, 1) * (width, height, width, height)).astype("float32")
+        return Detections(pixels, scores, class_ids, self.class_names, size)

@@ -2,17 +2,21 @@
 arrays, tensors, PIL.
 
 Two ways in. `frames` walks any mixture of sources and yields one `Frame` per picture, skipping and
-remembering what cannot be read. `to_image` turns one member of a batch given to `Detector.detect`
-into a tensor, without a copy where memory allows, or says what is wrong with it. Every image is
-RGB; files have their EXIF orientation applied.
+remembering what cannot be read; picture files are read by threads, ahead of their turn. `to_image`
+turns one member of a batch given to `Detector.detect` into a tensor, without a copy where memory
+allows, or says what is wrong with it. Every image is RGB; files have their EXIF orientation
+applied.
 """
 
 from __future__ import annotations
 
 import glob
 import logging
+import os
 import sys
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,17 +99,29 @@ class Frames:
         return tuple(source for source in self._sources if isinstance(source, Path))
 
     def __iter__(self) -> Iterator[Frame]:
-        for number, source in enumerate(self._sources):
-            try:
-                yield from self._read(number, source)
-            except (ValueError, OSError) as error:
-                self.skipped.append(str(error))
-                logger.warning("skipped: %s", error)
+        ahead = os.cpu_count() or 1
+        reading: deque[Future[np.ndarray]] = deque()  # pictures that will be asked for, in order
+        begun = 0  # sources that were looked at for pictures to read
+        pool = ThreadPoolExecutor(ahead)  # which starts no thread before it has work
+        try:
+            for number, source in enumerate(self._sources):
+                for later in self._sources[max(begun, number) : number + ahead]:
+                    if _is_picture(later):
+                        reading.append(pool.submit(read_image, later))
+                begun = number + ahead
+                try:
+                    if _is_picture(source):
+                        yield Frame(str(source), reading.popleft().result(), str(source))
+                    else:
+                        yield from self._read(number, source)
+                except (ValueError, OSError) as error:
+                    self.skipped.append(str(error))
+                    logger.warning("skipped: %s", error)
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def _read(self, number: int, source: Any) -> Iterator[Frame]:
-        if isinstance(source, Path) and source.suffix.lower() not in VIDEO_SUFFIXES:
-            yield Frame(str(source), read_image(source), str(source))
-        elif isinstance(source, Path):
+        if isinstance(source, Path):
             yield from _video(str(source), str(source))
         elif isinstance(source, str):
             yield from _video(source, source)
@@ -121,19 +137,19 @@ def frames(*sources: Any) -> Frames:
     return Frames(*sources)
 
 
-def to_batch(batch: Any) -> list[Any]:
-    """The images of a batch as given to `Detector.detect`: one image, a sequence, or an array of
+def to_batch(batch: Any) -> Iterable[Any]:
+    """The images of a batch as given to `Detector.detect`: one image, several, or an array of
     images.
 
-    Nothing is read yet. A tensor [B, 3, H, W] and an array [B, H, W, 3] are B images. Raises
-    ValueError.
+    Nothing is read yet, and no generator asked. A tensor [B, 3, H, W] and an array [B, H, W, 3] are
+    B images. Raises ValueError.
     """
     if isinstance(batch, Tensor | np.ndarray):
         return list(batch) if batch.ndim == 4 else [batch]
     if isinstance(batch, str | Path) or _is_pil(batch):
         return [batch]
     if isinstance(batch, Iterable) and not isinstance(batch, bytes | bytearray | dict):
-        return list(batch)
+        return batch
     raise ValueError(f"a batch cannot be a {type(batch).__name__}: {EXPECTED}, or a sequence")
 
 
@@ -190,6 +206,10 @@ def _from_tensor(image: Tensor, name: str) -> Tensor:
 def _is_pil(image: Any) -> bool:
     pil = sys.modules.get("PIL.Image")  # an object of PIL can only come from an imported PIL
     return pil is not None and isinstance(image, pil.Image)
+
+
+def _is_picture(source: Any) -> bool:
+    return isinstance(source, Path) and source.suffix.lower() not in VIDEO_SUFFIXES
 
 
 def _find(source: str | Path) -> list[Path | str | int]:

@@ -1,8 +1,9 @@
 """`yolov4-fast benchmark`: latency and FPS of an engine file, stage by stage and end to end.
 
-The stages are the detector's own methods, called as `detect` calls them. The picture is made up (a
-drawing with noise), so what decoding and NMS cost depends on what the network sees in it; --image
-takes a real one.
+The stages are the detector's own methods, one after the other. `detect` calls them too, unless the
+engine has a pipeline of its own: then end to end is that, and streamed is what it makes of many
+chunks, several under way at once. The picture is made up (a drawing with noise), so what decoding
+and NMS cost depends on what the network sees in it; --image takes a real one.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 
     from yolov4_fast.detector import Detector
 
-STAGES = ("resize", "network", "decode", "NMS", "collect", "end to end")
+STAGES = ("resize", "network", "decode", "NMS", "collect", "end to end", "streamed")
+CHUNKS = 16  # of a stream
 
 
 def add(subparsers: Any) -> None:
@@ -37,7 +39,8 @@ def add(subparsers: Any) -> None:
         "benchmark",
         help="measure an engine's latency and FPS by stage",
         description="Median, p20 and p80 of the latency, and FPS, of each stage and end to end. "
-        "End to end is measured on its own: from pictures in memory to detections.",
+        "End to end is measured on its own: from pictures in memory to detections. Streamed, on "
+        "engines where chunks overlap, is the share of one chunk in the time of many.",
     )
     add_engine(parser)
     parser.add_argument(
@@ -79,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
             f"{engine.max_batch} images a run; build it with --max-batch {arguments.batch}"
         )
     times = measure(detector, batch, arguments.seconds)
-    rows = {stage: summary(values, arguments.batch) for stage, values in times.items()}
+    rows = {stage: summary(values, arguments.batch) for stage, values in times.items() if values}
     print(
         f"{arguments.engine}: {engine.kind} engine, {engine.precision} on {engine.device}, input "
         f"{engine.width}x{engine.height} ({detector.resize}), batch {arguments.batch}, picture "
@@ -110,7 +113,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def measure(detector: Detector, batch: list[np.ndarray], seconds: float) -> dict[str, list[float]]:
-    """Seconds of each stage and of `detect` itself, in turn, after a warm-up."""
+    """Seconds of each stage and of `detect` itself, in turn, after a warm-up; of a chunk within a
+    stream where the engine has a pipeline.
+    """
     import torch
 
     from yolov4_fast.sources import to_image
@@ -137,6 +142,9 @@ def measure(detector: Detector, batch: list[np.ndarray], seconds: float) -> dict
             keep, kept = timed("NMS", lambda: detector.suppress(candidates))
             timed("collect", lambda: detector.collect(candidates, keep, kept, ready.sizes))
         timed("end to end", lambda: detector.detect(batch))
+        if detector.pipeline is not None:
+            timed("streamed", lambda: list(detector.stream(batch * CHUNKS, len(batch))))
+            times["streamed"][-1] /= CHUNKS
 
     warm = time.perf_counter()
     while not times["resize"] or time.perf_counter() - warm < seconds / 5:

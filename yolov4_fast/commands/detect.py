@@ -7,11 +7,12 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
+from itertools import chain, groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tqdm import tqdm
 
@@ -25,10 +26,14 @@ from yolov4_fast.commands.arguments import (
 )
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from yolov4_fast.commands.pictures import Pictures
     from yolov4_fast.detections import Detections
     from yolov4_fast.detector import Detector
     from yolov4_fast.sources import Frame, Frames
+
+Item = TypeVar("Item")
 
 
 def add(subparsers: Any) -> None:
@@ -118,20 +123,42 @@ class Session:
         self.table = table
         self.records: list[dict[str, Any]] = []
         self.counts: Counter[str] = Counter()
-        self.seconds = 0.0  # in the detector
         self.interrupted = False
+        self._waiting = Stopwatch()  # for the detector
+        self._reading = Stopwatch()  # for the source, which is part of the former
+
+    @property
+    def seconds(self) -> float:
+        """That the detector took, beyond reading the source."""
+        return self._waiting.seconds - self._reading.seconds
 
     def run(self, source: Frames, output: Pictures | None) -> None:
         """Until the source ends, or the user stops it: a camera ends in no other way."""
+        groups = chunks(source, self.detector.engine.max_batch)
         try:
-            for chunk in chunks(source, self.detector.engine.max_batch):
-                started = time.perf_counter()
-                found = self.detector.detect([frame.image for frame in chunk])
-                self.seconds += time.perf_counter() - started
-                for frame, detections in zip(chunk, found, strict=True):
+            for live, some in groupby(groups, key=lambda group: is_live(group[-1])):
+                all_frames = chain.from_iterable(some)
+                found = map(self._at_once, all_frames) if live else self._stream(all_frames)
+                for frame, detections in found:
                     self._take(frame, detections, output)
         except KeyboardInterrupt:
             self.interrupted = True
+
+    def _at_once(self, frame: Frame) -> tuple[Frame, Detections]:
+        with self._waiting:
+            return frame, self.detector.detect(frame.image)[0]
+
+    def _stream(self, all_frames: Iterable[Frame]) -> Iterator[tuple[Frame, Detections]]:
+        """Frames with what was found; the next ones are read meanwhile."""
+        waiting: deque[Frame] = deque()
+
+        def images() -> Iterator[np.ndarray]:
+            for frame in timed(all_frames, self._reading):
+                waiting.append(frame)
+                yield frame.image
+
+        for detections in timed(self.detector.stream(images()), self._waiting):
+            yield waiting.popleft(), detections
 
     def _take(self, frame: Frame, detections: Detections, output: Pictures | None) -> None:
         self.counts.update(detection.class_name for detection in detections)
@@ -140,6 +167,31 @@ class Session:
             self.table.rows(frame, detections)
         if output:
             output.save(frame, detections)
+
+
+class Stopwatch:
+    """Adds up the time within `with` blocks."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __enter__(self) -> None:
+        self.seconds -= time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds += time.perf_counter()
+
+
+def timed(items: Iterable[Item], watch: Stopwatch) -> Iterator[Item]:
+    """The same items; the watch runs while the next one is waited for."""
+    iterator = iter(items)
+    while True:
+        with watch:
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+        yield item
 
 
 def chunks(source: Frames, size: int) -> Iterator[list[Frame]]:
