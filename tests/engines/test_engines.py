@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from yolov4_fast.engines import Engine, EngineError, build_engine, load_engine
+from yolov4_fast.engines.cuda.device import is_usable
 from yolov4_fast.engines.engine import DeviceError
 from yolov4_fast.engines.onnx_export import export_onnx
 from yolov4_fast.engines.openvino_engine import has_bf16
+from yolov4_fast.engines.pipeline import Settings
 from yolov4_fast.network.layers import IMAGE, Conv, Network
 from yolov4_fast.network.module import NetworkModule
 
@@ -132,6 +134,21 @@ def test_a_closed_engine_says_so(mini, kind: str, images: Tensor) -> None:
         engine.run(images[:1])
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_fp32_is_another_name_of_f32(mini, kind: str, images: Tensor) -> None:
+    engine = build_engine(*mini, engine=kind, precision="fp32")
+    assert engine.precision == engine.manifest.precision == "f32"
+    plain = build_engine(*mini, engine=kind, precision="f32")
+    assert worst(engine.run(images), plain.run(images)) == 0
+
+
+def test_an_engine_without_a_pipeline_of_its_own(engine: Engine) -> None:
+    settings = Settings(confidence=0.25, iou=0.45, beta=None, max_detections=0, resize="stretch")
+    assert engine.pipeline(settings) is None
+    assert engine.learnt() == {}
+
+
+@pytest.mark.skipif(is_usable(), reason="with a GPU the cuda engine is the default")
 def test_the_default_is_openvino_at_its_best_precision(mini) -> None:
     engine = build_engine(*mini)
     assert engine.kind == "openvino"
@@ -144,9 +161,11 @@ def test_the_default_is_openvino_at_its_best_precision(mini) -> None:
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"engine": "warp"}, "no engine is called 'warp'; there are openvino, torch"),
+        ({"engine": "warp"}, "no engine is called 'warp'; there are openvino, torch, cuda"),
         ({"precision": "f8"}, "openvino engine has no precision 'f8'; it has f32, bf16"),
         ({"engine": "torch", "precision": "f16"}, "torch engine has no precision 'f16'"),
+        ({"precision": "fp8"}, "openvino engine has no precision 'fp8'; it has f32, bf16"),
+        ({"calibration": []}, "needs no calibration images: only fp8 does"),
         ({"max_batch": 0}, "max_batch 0: it must be at least 1"),
         ({"resize": "crop"}, "resize 'crop' is not one of stretch, letterbox"),
         ({"size": 100}, "100x100 does not fit: both sides must be multiples of 16"),

@@ -93,7 +93,8 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
 def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device",
-        help="where the engine runs: cpu, or for a torch engine also such as cuda:0 (default: cpu)",
+        help="where the engine runs: cpu, or for a cuda or torch engine a GPU such as cuda:1 "
+        "(default: the first GPU for a cuda engine, else cpu)",
     )
 
 

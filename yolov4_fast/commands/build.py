@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from yolov4_fast.commands.arguments import (
+    add_device,
     add_json,
     add_model,
     check_output,
@@ -26,14 +28,21 @@ def add(subparsers: Any) -> None:
     add_model(parser)
     parser.add_argument(
         "--engine",
-        help="what runs the network: openvino, or torch, the reference (default: openvino where "
-        "it is installed)",
+        help="what runs the network: cuda on NVIDIA GPUs, openvino on CPUs, or torch, the "
+        "reference (default: cuda where there is a GPU, else openvino where it is installed)",
     )
     parser.add_argument(
         "--precision",
-        help="f32, or bf16, faster on CPUs that have it (default: bf16 with openvino on such a "
-        "CPU, else f32)",
+        help="fp16, bf16, fp32 (also called f32), or fp8, which needs --calibrate; which of them "
+        "there are depends on the engine (default: fp16 with cuda; bf16 with openvino on a CPU "
+        "that has it; else f32)",
     )
+    parser.add_argument(
+        "--calibrate", metavar="DIR",
+        help="for fp8: a folder of pictures like those it will see, or a data set as `val` takes "
+        "it; of an annotated one the loss of AP is measured and told",
+    )  # fmt: skip
+    add_device(parser)
     parser.add_argument(
         "--max-batch", type=positive, default=8, metavar="N",
         help="most images the engine takes at once; more are run in turn (default: %(default)s)",
@@ -53,21 +62,29 @@ def add(subparsers: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from yolov4_fast.commands.calibration import measure_loss, open_calibration
     from yolov4_fast.engines.build import build_engine, default_engine, engine_class
+    from yolov4_fast.evaluation import match_classes
 
     for path in (arguments.output, arguments.json):
-        check_output(path, arguments.model, arguments.weights, arguments.names)
-    engine_class(arguments.engine or default_engine())  # raises before weights are fetched
+        check_output(path, arguments.model, arguments.weights, arguments.names, arguments.calibrate)
+    kind = arguments.engine or default_engine()
+    engine_class(kind).check_device(arguments.device)  # raises before weights are fetched
+    calibration = open_calibration(arguments.calibrate) if arguments.calibrate else None
     started = time.perf_counter()
     model = named_model(arguments)
+    if calibration and calibration.dataset:
+        match_classes(model.class_names, calibration.dataset.class_names)  # before it takes long
     engine = build_engine(
         model.network,
         model.state,
         model.class_names,
-        engine=arguments.engine,
+        engine=kind,
         precision=arguments.precision,
         max_batch=arguments.max_batch,
         resize=arguments.resize,
+        device=arguments.device,
+        calibration=calibration.images() if calibration else None,
         path=arguments.output,
     )
     seconds = time.perf_counter() - started
@@ -77,18 +94,23 @@ def run(arguments: argparse.Namespace) -> int:
         f"{engine.width}x{engine.height} ({engine.resize}), {len(engine.class_names)} classes, "
         f"up to {engine.max_batch} images a run, {megabytes:.1f} MB, built in {seconds:.1f} s"
     )
-    write_json(
-        arguments.json,
-        {
-            "engine": str(arguments.output),
-            "kind": engine.kind,
-            "precision": engine.precision,
-            "width": engine.width,
-            "height": engine.height,
-            "resize": engine.resize,
-            "classes": list(engine.class_names),
-            "max_batch": engine.max_batch,
-            "seconds": seconds,
-        },
-    )
+    facts = {
+        "engine": str(arguments.output),
+        "kind": engine.kind,
+        "precision": engine.precision,
+        "width": engine.width,
+        "height": engine.height,
+        "resize": engine.resize,
+        "classes": list(engine.class_names),
+        "max_batch": engine.max_batch,
+        "seconds": seconds,
+    }
+    if calibration and calibration.dataset:
+        loss = measure_loss(engine, model, calibration.dataset, progress=sys.stderr.isatty())
+        print(
+            f"AP50 on {loss['images']} images of {calibration.source}: {loss['f32']:.4f} in f32, "
+            f"{loss[engine.precision]:.4f} in {engine.precision}, a loss of {loss['loss']:.4f}"
+        )
+        facts["AP50"] = loss
+    write_json(arguments.json, facts)
     return 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -12,13 +12,17 @@ import torch
 from torch import Tensor
 
 from yolov4_fast.engines.bundle import EngineFileError, read_bundle, write_bundle
+from yolov4_fast.engines.cuda.device import is_usable
 from yolov4_fast.engines.engine import DeviceError, Engine, EngineError, Manifest, check_finite
 from yolov4_fast.network.fold import fold
 from yolov4_fast.network.layers import Network
 from yolov4_fast.network.module import NetworkModule
 from yolov4_fast.ops.resize import Mode
+from yolov4_fast.ops.resize import resize as resize_images
 
-ENGINES = ("openvino", "torch")
+ENGINES = ("openvino", "torch", "cuda")
+ALIASES = {"fp32": "f32"}
+CALIBRATED = ("fp8",)  # precisions that need calibration images
 
 
 def build_engine(
@@ -34,18 +38,30 @@ def build_engine(
     confidence: float = 0.25,
     iou: float = 0.45,
     device: str | None = None,
+    calibration: Iterable[Tensor] | None = None,
     path: str | Path | None = None,
 ) -> Engine:
     """An engine ready to run; where `path` is given it is also written there as an engine file.
 
-    state: of NetworkModule(network), folded or not. engine: "openvino" or "torch"; the fastest here
-    by default. precision: "f32" or "bf16"; the engine's best here by default. size: of the input in
-    px, one number or (width, height); the network's own by default. resize: "stretch" or
-    "letterbox"; what the network was made for by default. confidence, iou: thresholds where a
-    Detector is given none. device: where it runs now; not part of the file. Raises EngineError and
-    NetworkError.
+    state: of NetworkModule(network), folded or not. engine: "cuda", "openvino" or "torch"; the
+    fastest here by default. precision: "f32" ("fp32" is the same), "bf16", "fp16" or "fp8"; the
+    engine's best here by default. size: of the input in px, one number or (width, height); the
+    network's own by default. resize: "stretch" or "letterbox"; what the network was made for by
+    default. confidence, iou: thresholds where a Detector is given none. device: where it runs now,
+    such as "cuda:1"; not part of the file. calibration: pictures like those that it will see, a few
+    dozen, [H, W, 3] uint8 or float32 in 0..1 of any sizes; only and always for fp8. Raises
+    EngineError and NetworkError.
     """
     maker = engine_class(engine or default_engine())
+    maker.check_device(device)
+    precision = _precision(maker, precision)
+    if (calibration is not None) != (precision in CALIBRATED):
+        raise EngineError(
+            f"precision {precision} is built from calibration images: give some"
+            if calibration is None
+            else f"precision {precision} needs no calibration images: only "
+            f"{' and '.join(CALIBRATED)} does"
+        )
     if size is not None:
         network = _resized(network, size)
     _check_state(network, state)
@@ -55,7 +71,7 @@ def build_engine(
         network=network,
         class_names=tuple(class_names),
         resize=resize or ("letterbox" if network.letter_box else "stretch"),
-        precision=_precision(maker, precision),
+        precision=precision,
         max_batch=max_batch,
         confidence=confidence,
         iou=iou,
@@ -64,9 +80,11 @@ def build_engine(
     for name, values in state.items():  # folding divides by the variance: looked at once more
         check_finite(name, values)
     payload = maker.payload(network, state)
+    if calibration is not None:
+        payload |= maker.calibrate(manifest, state, _batches(calibration, manifest), device)
     built = maker(manifest, payload, device)
     if path is not None:
-        write_bundle(path, manifest, payload)
+        write_bundle(path, built.manifest, payload | built.learnt())
     return built
 
 
@@ -78,9 +96,10 @@ def load_engine(
 ) -> Engine:
     """The engine of a file, ready to run.
 
-    device: a torch device such as "cpu", for engines that have the choice. size: of the input in
-    px, one number or (width, height), where another than it was built for is wanted. Raises
-    FileNotFoundError, EngineFileError (which says what to rebuild), DeviceError and NetworkError.
+    device: a torch device such as "cpu" or "cuda:1", for engines that have the choice. size: of the
+    input in px, one number or (width, height), where another than it was built for is wanted.
+    Raises FileNotFoundError, EngineFileError (which says what to rebuild), DeviceError and
+    NetworkError.
     """
     bundle = read_bundle(path)
     manifest = bundle.manifest
@@ -101,6 +120,8 @@ def load_engine(
 
 def default_engine() -> str:
     """The fastest kind of engine on this machine."""
+    if is_usable():
+        return "cuda"
     return "openvino" if find_spec("openvino") else "torch"
 
 
@@ -117,6 +138,12 @@ def engine_class(kind: str) -> type[Engine]:
             from yolov4_fast.engines.openvino_engine import OpenVinoEngine
 
             return OpenVinoEngine
+        case "cuda":
+            if not find_spec("triton"):
+                raise EngineError("the cuda engine needs Triton: pip install triton")
+            from yolov4_fast.engines.cuda.engine import CudaEngine
+
+            return CudaEngine
     raise EngineError(f"no engine is called {kind!r}; there are {', '.join(ENGINES)}")
 
 
@@ -125,13 +152,20 @@ def _resized(network: Network, size: int | tuple[int, int]) -> Network:
 
 
 def _precision(maker: type[Engine], precision: str | None) -> str:
-    precision = precision or maker.default_precision()
+    precision = ALIASES.get(precision or "", precision) or maker.default_precision()
     if precision not in maker.precisions:
         raise EngineError(
             f"the {maker.kind} engine has no precision {precision!r}; "
             f"it has {', '.join(maker.precisions)}"
         )
     return precision
+
+
+def _batches(images: Iterable[Tensor], manifest: Manifest) -> Iterator[Tensor]:
+    """Pictures fitted to the input, one by one: [1, 3, height, width] float32."""
+    network = manifest.network
+    for image in images:
+        yield resize_images([image], network.height, network.width, manifest.resize)
 
 
 def _check_state(network: Network, state: Mapping[str, Tensor]) -> None:
@@ -152,7 +186,11 @@ def _check_state(network: Network, state: Mapping[str, Tensor]) -> None:
 
 
 def _versions(kind: str) -> dict[str, str]:
-    packages = {"torch": ("torch",), "openvino": ("openvino", "onnx")}[kind]
+    packages = {
+        "torch": ("torch",),
+        "openvino": ("openvino", "onnx"),
+        "cuda": ("torch", "triton", "nvidia-cudnn-frontend"),
+    }[kind]
     return {name: _version(name) for name in ("yolov4_fast", *packages)}
 
 

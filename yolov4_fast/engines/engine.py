@@ -8,10 +8,10 @@ known about an engine without running it; the engine file carries it as JSON.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import ClassVar, Self, get_args
+from typing import TYPE_CHECKING, ClassVar, Self, get_args
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from torch import Tensor
 
 from yolov4_fast.network.layers import Network
 from yolov4_fast.ops.resize import Mode
+
+if TYPE_CHECKING:
+    from yolov4_fast.engines.pipeline import Pipeline, Settings
 
 RESIZE_MODES: tuple[Mode, ...] = get_args(Mode)
 
@@ -38,11 +41,11 @@ class Manifest:
     Raises EngineError when the parts do not fit together.
     """
 
-    kind: str  # "torch" | "openvino"
+    kind: str  # "torch" | "openvino" | "cuda"
     network: Network  # batch normalisation folded; its width and height are the input's
     class_names: tuple[str, ...]
     resize: Mode
-    precision: str  # "f32" | "bf16"
+    precision: str  # "f32" | "bf16" | "fp16" | "fp8"
     max_batch: int
     confidence: float = 0.25  # thresholds for detection where the caller names none
     iou: float = 0.45
@@ -100,6 +103,39 @@ class Engine(ABC):
     @abstractmethod
     def payload(network: Network, state: Mapping[str, Tensor]) -> dict[str, bytes]:
         """Members of the engine file for a folded network and its state dict."""
+
+    @classmethod  # noqa: B027
+    def check_device(cls, device: str | None) -> None:
+        """Raise DeviceError where the engine cannot run on this device, or on this machine at all:
+        as far as that can be told before there is a network. Most kinds run everywhere.
+        """
+
+    @classmethod
+    def calibrate(
+        cls,
+        manifest: Manifest,
+        state: Mapping[str, Tensor],
+        images: Iterable[Tensor],
+        device: str | None = None,
+    ) -> dict[str, bytes]:
+        """Members of the engine file that a precision of 8 bits needs beside its weights.
+
+        state: of the manifest's folded network. images: [B, 3, height, width] float32 in 0..1.
+        device: what the engine will be made for.
+        """
+        raise EngineError(f"the {cls.kind} engine needs no calibration images")
+
+    def learnt(self) -> dict[str, bytes]:
+        """Members of the engine file that came to be while the engine was made ready to run: the
+        next start is then faster.
+        """
+        return {}
+
+    def pipeline(self, settings: Settings) -> Pipeline | None:
+        """A way of the engine's own from images to what is found in them; None where the stages,
+        one after the other, are the best there is.
+        """
+        return None
 
     @abstractmethod
     def _run(self, images: Tensor) -> tuple[Tensor, ...]: ...

@@ -19,7 +19,7 @@ from yolov4_fast.network.layers import Network
 from yolov4_fast.network.module import NetworkModule
 
 WEIGHTS = "weights.safetensors"
-DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class TorchEngine(Engine):
