@@ -1,6 +1,7 @@
 # make demo   install, build, and detect on the sample images with the sample model
 # make test   install, build, lint, type-check and run the tests
 # make bench  the benchmarks of the ops, and what the README's speed table quotes
+# make gpu-check  all that only a GPU can tell: tests, kernels, layers, FPS; results to benchmarks/results/<gpu>
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,7 +9,10 @@ BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 export CUDA_HOME ?= $(firstword $(wildcard /usr/local/cuda) $(wildcard /opt/cuda))
 
-.PHONY: install demo lint test bench clean
+# The GPU check runs with what is there, also where nothing can be installed.
+GPU_PYTHON ?= $(firstword $(wildcard $(BIN)/python) $(PYTHON))
+
+.PHONY: install demo lint test bench gpu-check clean
 .DELETE_ON_ERROR:
 
 install: $(VENV)/.built
@@ -50,6 +54,9 @@ test: lint
 
 bench: $(VENV)/.tools
 	$(BIN)/python -m pytest benchmarks --benchmark-only
+
+gpu-check:
+	$(GPU_PYTHON) -m benchmarks.gpu_check
 
 clean:
 	rm -rf build demo *.egg-info yolov4_fast/*.so $(VENV)/.built $(VENV)/.tools
