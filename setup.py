@@ -3,8 +3,8 @@ pyproject.toml.
 
 The operators use only torch's stable ABI and no Python API, so that one build serves every Python
 from 3.11 and every torch from 2.11. The CUDA kernels are built where torch has CUDA and a matching
-nvcc is found, for every GPU of ARCHITECTURES that it knows; no GPU is needed. YOLOV4_FAST_CUDA=0
-leaves them out, 1 insists on them.
+nvcc is found, for every GPU of ARCHITECTURES that it knows, or of TORCH_CUDA_ARCH_LIST ("8.6 9.0");
+no GPU is needed. YOLOV4_FAST_CUDA=0 leaves them out, 1 insists on them.
 
 CUDA's runtime is linked statically: it needs nothing but the driver, and that only when a kernel is
 launched, and shares the device's primary context and its streams with whatever runtime torch has.
@@ -51,24 +51,36 @@ def missing_for_cuda() -> str | None:
     if found[1] != torch.version.cuda.split(".")[0]:
         return f"nvcc is of CUDA {found[0]} and torch's CUDA is {torch.version.cuda}"
     if not cuda_library_folders():
-        return f"libcudart_static.a is not under {CUDA_HOME}"
+        return f"libcudart_static.a is not under {cuda_folder()}"
     return None
 
 
-def nvcc(option: str) -> str:
-    command = [str(Path(str(CUDA_HOME), "bin", "nvcc")), option]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+def nvcc(*options: str) -> str:
+    """What it prints on either way out."""
+    command = [str(Path(str(CUDA_HOME), "bin", "nvcc")), *options]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    return run.stdout + run.stderr
+
+
+def cuda_folder() -> Path:
+    """Where nvcc itself lies: on the PATH there may be a link to it, or a script that calls it."""
+    top = re.search(r"^#\$ TOP=(.+)$", nvcc("--dryrun", "-x", "cu", "-c", os.devnull), re.MULTILINE)
+    return Path(top[1].strip() if top else str(CUDA_HOME)).resolve()
 
 
 def cuda_library_folders() -> list[str]:
-    folders = [Path(str(CUDA_HOME), name) for name in ("lib64", "lib", "targets/x86_64-linux/lib")]
+    folders = [cuda_folder() / name for name in ("lib64", "lib", "targets/x86_64-linux/lib")]
     return [str(folder) for folder in folders if (folder / "libcudart_static.a").is_file()][:1]
 
 
 def architecture_flags() -> list[str]:
     """Machine code for each architecture, and PTX of the last for those to come."""
     known = nvcc("--list-gpu-code").split()
-    numbers = [number for number in ARCHITECTURES if f"sm_{number}" in known]
+    chosen = re.findall(r"(\d+)\.(\d)", os.environ.get("TORCH_CUDA_ARCH_LIST", ""))
+    wanted = [int(major + minor) for major, minor in chosen] or ARCHITECTURES
+    numbers = sorted(number for number in wanted if f"sm_{number}" in known)
+    if not numbers:
+        raise SystemExit(f"nvcc knows none of the architectures {wanted}; it knows {known}")
     flags = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in numbers]
     return [*flags, f"-gencode=arch=compute_{numbers[-1]},code=compute_{numbers[-1]}"]
 

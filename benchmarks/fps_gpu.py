@@ -36,11 +36,13 @@ from yolov4_fast.engines.pipeline import Settings
 from yolov4_fast.files import replacing
 from yolov4_fast.model import Model, open_model
 from yolov4_fast.network.module import NetworkModule
+from yolov4_fast.ops.full_precision import full_precision
 from yolov4_fast.ops.kernels import resize
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}
 SPREAD = 2.0  # standard deviation of the logits of a lively network
 DEVICE = torch.device("cuda")
+CANDIDATE = 28  # bytes: box, score, class id, number
 
 
 def lively(model: Model) -> Model:
@@ -70,7 +72,8 @@ def check(engine: CudaEngine, peers: dict[str, TorchPeer], model: Model, batch: 
     reference = NetworkModule(model.network)
     reference.load_state_dict(model.state)
     with torch.inference_mode():
-        expected = reference.eval().to(DEVICE)(images)
+        with full_precision():
+            expected = reference.eval().to(DEVICE)(images)
         half = images.half().to(memory_format=torch.channels_last)
         lost = {name: disagreement(peer.module(half), expected) for name, peer in peers.items()}
         ours = disagreement(engine.run(images), expected)
@@ -81,30 +84,69 @@ def check(engine: CudaEngine, peers: dict[str, TorchPeer], model: Model, batch: 
             raise SystemExit(f"{name} does not compute the same network: no time is shown")
 
 
-def stages(engine: CudaEngine, peer: TorchPeer, batch: int, rates: Rates) -> dict[str, Any]:
-    """Seconds of each stage alone on the device, each captured as a graph of its own, and the
-    network's floor.
+def stages(
+    engine: CudaEngine, peer: TorchPeer, picture: np.ndarray, batch: int, rates: Rates
+) -> dict[str, Any]:
+    """Seconds of each stage alone on the device, each captured as a graph of its own, and what it
+    takes at least by the bytes it must move.
     """
     executor = engine.executor(batch)
     maps = [raw.permute(0, 3, 1, 2) for raw in executor.maps]
+
+    def network() -> None:
+        resize.launch(peer.table, executor.image)  # a run leaves nothing of the image
+        executor.run()
+
     parts: dict[str, Callable[[], object]] = {
+        "copy in": lambda: peer.staged.copy_(peer.host, non_blocking=True),
         "resize": lambda: resize.launch(peer.table, executor.image),
-        "network": executor.run,
+        "network": network,
         "decode": lambda: peer.decode(maps),
         "NMS": peer.suppress,
         "pack": peer.pack,
     }
     seconds = {name: time_on(DEVICE, graphed(part)) for name, part in parts.items()}
-    itemsize = 1 if engine.precision == "fp8" else 2
-    network = costs(engine.plan, batch, itemsize)
+    seconds["network"] -= seconds["resize"]
+    ours = {name: seconds[name] for name in ("resize", "network", "decode", "NMS", "pack")}
+    steps = costs(engine.plan, batch, 1 if engine.precision == "fp8" else 2)
+    moved = bytes_of(engine, picture, batch, int(peer.counts.sum()))
+    floors = {name: size / rates.copy for name, size in moved.items()}
+    floors["network"] = sum(step.floor(rates) for step in steps)
+    floors["copy in"] = peer.host.numel() / host_rate()
     return {
         "seconds": seconds,
-        "share of resize, decode and NMS": 1 - seconds["network"] / sum(seconds.values()),
-        "network floor": sum(cost.floor(rates) for cost in network),
-        "network bytes": sum(cost.bytes for cost in network),
-        "network operations": sum(cost.operations for cost in network),
-        "candidates an image": float(peer.counts.float().mean()),
+        "floors": floors,
+        "share of resize, decode and NMS": 1 - ours["network"] / sum(ours.values()),
+        "network bytes": sum(step.bytes for step in steps),
+        "network operations": sum(step.operations for step in steps),
+        "candidates": int(peer.counts.sum()),
     }
+
+
+def bytes_of(
+    engine: CudaEngine, picture: np.ndarray, batch: int, candidates: int
+) -> dict[str, int]:
+    """What the stages beside the network must read and write."""
+    canvas = engine.height * engine.width * 3
+    anchors = sum(
+        len(head.mask) * (engine.height // head.stride) * (engine.width // head.stride)
+        for head in engine.network.heads
+    )
+    return {
+        # Four neighbours of each cell, or all of the picture where it is smaller; half precision.
+        "resize": batch * (min(picture.nbytes, 4 * canvas) + 2 * canvas),
+        # A sector of 32 bytes for each objectness; what was found is read and written.
+        "decode": batch * anchors * 32 + candidates * (engine.network.num_classes + 5) * 2,
+        "NMS": candidates * CANDIDATE,
+        "pack": batch * (MAX_DETECTIONS + 1) * 2 * CANDIDATE,
+    }
+
+
+def host_rate() -> float:
+    """Bytes per second of a large copy from pinned memory."""
+    source = torch.empty(2**28, dtype=torch.uint8).pin_memory()
+    target = torch.empty_like(source, device=DEVICE)
+    return source.numel() / time_on(DEVICE, lambda: target.copy_(source, non_blocking=True))
 
 
 def graphed(function: Callable[[], object]) -> Callable[[], object]:
@@ -163,7 +205,7 @@ def measure(
         seconds=seconds,
     )
     rates = measure_rates(DEVICE, DTYPES[precision])
-    parts = stages(engine, next(iter(peers.values())), batch, rates)
+    parts = stages(engine, next(iter(peers.values())), picture, batch, rates)
     per_batch = streamed(detector, pictures, max(20, int(seconds / timings[ours].median)))
     for name, timing in timings.items():
         ratio = timing.median / timings[ours].median
@@ -175,8 +217,7 @@ def measure(
         f"{batch / per_batch:9.1f} FPS"
     )
     for name, value in parts["seconds"].items():
-        print(f"    {name:8} {1e3 * value:.4f} ms on the device")
-    print(f"    network floor {1e3 * parts['network floor']:.4f} ms")
+        print(f"    {name:8} {1e3 * value:.4f} ms, floor {1e3 * parts['floors'][name]:.4f} ms")
     engine.close()
     return {
         "batch": batch,

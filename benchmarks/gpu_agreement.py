@@ -29,7 +29,8 @@ from yolov4_fast import Detector, build_engine
 from yolov4_fast.checkpoint import read_checkpoint
 from yolov4_fast.datasets import open_dataset
 from yolov4_fast.engines.build import engine_class
-from yolov4_fast.engines.engine import Engine, EngineError
+from yolov4_fast.engines.cuda.cudnn_graphs import available
+from yolov4_fast.engines.engine import DeviceError, Engine, EngineError
 from yolov4_fast.evaluation import evaluate
 from yolov4_fast.files import replacing
 
@@ -80,6 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             try:
                 engine = build(arguments.engine, precision)
             except EngineError as error:
+                if not may_be_missing(precision, error):
+                    raise
                 print(f"{precision}: left out, {error}")
                 continue
             with engine:
@@ -98,6 +101,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         with replacing(arguments.output) as temporary:
             temporary.write_text(json.dumps(record, indent=1) + "\n")
     return int(not all(row["holds"] for row in rows))
+
+
+def may_be_missing(precision: str, error: EngineError) -> bool:
+    """Whether a precision is left out for what the machine lacks: the GPU is too old for bf16 or
+    FP8, or cuDNN's fused kernels are not there, which only FP8 cannot do without.
+    """
+    too_old = isinstance(error, DeviceError) and precision in ("bf16", "fp8")
+    return too_old or (precision == "fp8" and available() is not None)
 
 
 if __name__ == "__main__":

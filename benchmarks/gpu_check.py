@@ -8,10 +8,11 @@ itself; what is found goes to benchmarks/results/<gpu>/ as it comes, and at the 
     build      the C++ and CUDA operators, for this GPU alone
     tests      pytest -m gpu: every kernel against its reference, the engine, the pipeline
     layers     every step of yolov4 416 against float32 on the same inputs, and its time and floor
-    fps        detect end to end beside PyTorch eager and compiled, and its stages (fp16)
+    fps        detect end to end beside PyTorch eager, and its stages (fp16)
     agreement  detections of the sample model on pictures in every precision against float32
-    fp8        the same in FP8, PyTorch compiled left out
+    fp8        the same in FP8
     kernels    each op beside its references
+    compiled   detect beside PyTorch eager and compiled: the last, as compiling takes long
 
 It needs torch, triton, numpy, opencv, onnx, safetensors and pytest; nvidia-cudnn-frontend where it
 is installed. What is not there is named and left out.
@@ -20,7 +21,6 @@ is installed. What is not there is named and left out.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import signal
@@ -34,11 +34,12 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.harness import environment
+from benchmarks.gpu_summary import summary
 from yolov4_fast.files import replacing
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON = [sys.executable, "-u"]
+GRACE = 8.0  # seconds for a section that is stopped to write what it has
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,11 @@ SECTIONS = (
     Section("build", ("setup.py", "build_ext", "--inplace"), 120, ("setuptools",)),
     Section("tests", ("-m", "pytest", "-q", "-m", "gpu", "tests/gpu"), 180, ("pytest",)),
     Section("layers", ("-m", "benchmarks.layers", "--output", "DIR/layers-yolov4-416.json"), 200),
-    Section("fps", ("-m", "benchmarks.fps_gpu", "--output", "DIR/fps-yolov4-416-fp16.json"), 240),
+    Section(
+        "fps",
+        ("-m", "benchmarks.fps_gpu", "--no-compile", "--output", "DIR/fps-yolov4-416-fp16.json"),
+        120,
+    ),
     Section("agreement", ("-m", "benchmarks.gpu_agreement", "--output", "DIR/agreement.json"), 90),
     Section(
         "fp8",
@@ -67,6 +72,11 @@ SECTIONS = (
         ("cudnn",),
     ),
     Section("kernels", ("-m", "benchmarks.gpu_kernels", "--output", "DIR/kernels.txt"), 90),
+    Section(
+        "compiled",
+        ("-m", "benchmarks.fps_gpu", "--output", "DIR/fps-yolov4-416-fp16-compiled.json"),
+        300,
+    ),
 )
 
 
@@ -76,13 +86,16 @@ def run(section: Section, folder: Path, limit: float) -> dict[str, object]:
     if missing:
         return {"section": section.name, "result": f"left out: {', '.join(missing)} is missing"}
     command = [part.replace("DIR", str(folder)) for part in section.command]
+    for part in section.command:
+        if part.startswith("DIR/"):  # what an earlier run found is not this one's
+            (folder / part.removeprefix("DIR/")).unlink(missing_ok=True)
     print(f"\n== {section.name}: python {' '.join(command)}", flush=True)
     started = time.monotonic()
     log = folder / f"{section.name}.log"
     variables = os.environ | {"PYTHONUNBUFFERED": "1"}
     if section.name == "build":
         major, minor = torch.cuda.get_device_capability()
-        variables["TORCH_CUDA_ARCH_LIST"] = f"{major}.{minor}"
+        variables |= {"TORCH_CUDA_ARCH_LIST": f"{major}.{minor}", "YOLOV4_FAST_CUDA": "1"}
     with log.open("w") as sink, log.open(errors="replace") as shown:
         child = subprocess.Popen(
             [*PYTHON, *command],
@@ -99,8 +112,9 @@ def run(section: Section, folder: Path, limit: float) -> dict[str, object]:
         finally:  # also where Ctrl-C ends the wait
             running = child.poll() is None
             if running:
-                os.killpg(child.pid, signal.SIGKILL)
-            code = child.wait()
+                code = stop(child)
+            else:
+                code = child.wait()
             print(shown.read(), end="", flush=True)
     result = "passed" if code == 0 else f"FAILED with exit status {code}"
     if running:
@@ -110,30 +124,18 @@ def run(section: Section, folder: Path, limit: float) -> dict[str, object]:
     return {"section": section.name, "result": result, "seconds": round(seconds, 1)}
 
 
-def summary(folder: Path, outcomes: Sequence[dict[str, object]]) -> str:
-    """What was found, for people."""
-    where = environment()
-    lines = [f"# {where['gpu']}", "", ", ".join(f"{key} {value}" for key, value in where.items())]
-    lines += ["", "| section | result | seconds |", "|---|---|---|"]
-    lines += [f"| {o['section']} | {o['result']} | {o.get('seconds', '')} |" for o in outcomes]
-    for path in sorted(folder.glob("fps-*.json")):
-        record = json.loads(path.read_text())
-        lines += ["", f"## {record['benchmark']}", ""]
-        lines += ["| batch | program | median ms | images/s |", "|---|---|---|---|"]
-        for entry in record["runs"]:
-            batch = entry["batch"]
-            rows = {name: timing["median"] for name, timing in entry["timings"].items()}
-            rows["stream, overlapped"] = entry["streamed"]
-            for name, seconds in rows.items():
-                lines.append(f"| {batch} | {name} | {1e3 * seconds:.3f} | {batch / seconds:.0f} |")
-            stages, rates = entry["stages"], entry["rates"]
-            lines.append(
-                f"| {batch} | on the device: "
-                + ", ".join(f"{k} {1e3 * v:.3f}" for k, v in stages["seconds"].items())
-                + f"; floor of the network {1e3 * stages['network floor']:.3f} at "
-                f"{rates['copy'] / 1e12:.2f} TB/s and {rates['matrix'] / 1e12:.0f} TFLOP/s | | |"
-            )
-    return "\n".join(lines) + "\n"
+def stop(child: subprocess.Popen[bytes]) -> int:
+    """End a section: politely, so that it keeps what it learnt, then at once."""
+    os.killpg(child.pid, signal.SIGINT)
+    try:
+        code = child.wait(GRACE)
+    except subprocess.TimeoutExpired:
+        code = None
+    try:
+        os.killpg(child.pid, signal.SIGKILL)  # what the section itself started may live on
+    except ProcessLookupError:
+        pass
+    return child.wait() if code is None else code
 
 
 def main(argv: Sequence[str] | None = None) -> int:

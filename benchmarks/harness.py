@@ -78,11 +78,21 @@ def environment() -> dict[str, object]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "vector_extension": torch.backends.cpu.get_cpu_capability(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        **gpu(),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "system": platform.platform(terse=True),
     }
+
+
+def gpu() -> dict[str, object]:
+    """The GPU and what its kernels depend on; None where there is none."""
+    if not torch.cuda.is_available():
+        return {"gpu": None}
+    from yolov4_fast.engines.cuda.choices import environment as kernels
+    from yolov4_fast.engines.cuda.device import Gpu
+
+    return kernels(Gpu())
 
 
 def processor() -> str:

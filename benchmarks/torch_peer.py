@@ -9,11 +9,11 @@ than 1x1 with 8 or more warps, pytorch issue 173068.)
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch._inductor.config as inductor
 from torch import Tensor
 
 from yolov4_fast.engines.pipeline import Settings
@@ -51,7 +51,8 @@ class TorchPeer:
         module = module.eval().requires_grad_(False).to(device, dtype)
         self.module = module.to(memory_format=torch.channels_last)
         if compiled:
-            os.environ["TORCHINDUCTOR_MAX_AUTOTUNE_CONV_BACKENDS"] = "ATEN"
+            # The variable of that name is read once, when somebody first imports Inductor.
+            inductor.max_autotune_conv_backends = "ATEN"
             self.module = torch.compile(self.module, mode="max-autotune", dynamic=False)
         batch, (height, width, _) = len(pictures), pictures[0].shape
         table = 8 * TABLE_COLUMNS * batch

@@ -4,6 +4,8 @@ Without a GPU Triton's kernels run in its interpreter, which must be chosen befo
 """
 
 import os
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +20,25 @@ from yolov4_fast.network.layers import Network
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+
+
+def _repair_interpreter() -> None:
+    """Triton 3.6's interpreter cannot use a number of a kernel as the bound of a range: it asks an
+    array of one element for its integer value, which numpy refuses from 2.4 on.
+    """
+    import triton.runtime.interpreter as interpreter
+
+    patch = interpreter._patch_lang_tensor
+
+    def patched(tensor, scope):
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    interpreter._patch_lang_tensor = patched
+
+
+if find_spec("triton") and version("triton").startswith("3.6."):
+    _repair_interpreter()
 
 ROOT = Path(__file__).resolve().parents[1]
 

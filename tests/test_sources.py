@@ -281,3 +281,10 @@ def test_to_batch_asks_a_generator_for_nothing() -> None:
     assert asked == []
     next(batch)
     assert asked == [0]
+
+
+def test_only_floating_point_tensors_are_looked_into() -> None:
+    """A uint8 tensor on a GPU is taken without waiting for it."""
+    assert to_image(torch.empty(3, 4, 5, dtype=torch.uint8, device="meta")).shape == (4, 5, 3)
+    with pytest.raises(RuntimeError, match="meta"):
+        to_image(torch.empty(3, 4, 5, device="meta"))

@@ -114,7 +114,9 @@ class Detector:
         batch: one image or several, of mixed kinds and sizes: path, PIL image, numpy [H, W, 3]
         uint8 RGB, torch [3, H, W] uint8 or floating point in 0..1. More images than the engine's
         `max_batch` run in chunks; of files, and of what a generator makes, only a few chunks are in
-        memory at a time. Raises ValueError naming the image, FileNotFoundError.
+        memory at a time. CUDA tensors are read in place, so nothing may change them before this
+        returns. The range of floating-point ones is checked, for which the host waits for the GPU;
+        uint8 tensors avoid that. Raises ValueError naming the image, FileNotFoundError.
         """
         return list(self._detect(to_batch(batch), self.engine.max_batch, "batch"))
 
@@ -123,8 +125,10 @@ class Detector:
 
         images: as for `detect`; usually a generator. batch: images that run together, the engine's
         `max_batch` by default; smaller ones wait less for others. What is given out lags a chunk or
-        two behind what was asked for: for each frame of a camera at once call `detect`. CUDA
-        tensors are read in place, so they must stay as they are until their detections are there.
+        two behind what was asked for: for each frame of a camera at once call `detect`. Arrays and
+        tensors are read in place, so they must stay as they are until their detections are there:
+        a generator gives out a new one each time. On a GPU, uint8 ones spare the host the waiting,
+        as for `detect`.
         Where `images` or one of them raises, the detections of all before are given first. Raises
         ValueError.
         """

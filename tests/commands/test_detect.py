@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
+import numpy as np
 import pytest
 
-from yolov4_fast import Detector
+from yolov4_fast import Detections, Detector
 from yolov4_fast.cli import main
 from yolov4_fast.commands import detect
+from yolov4_fast.sources import Frame
 
 
 def read(path: str | Path) -> Any:
@@ -153,3 +157,26 @@ def test_interrupted_elsewhere(
     assert main(["build", "mini.safetensors", "-o", str(output)]) == 130
     assert capsys.readouterr().err == "error: interrupted\n"
     assert not output.exists()
+
+
+@pytest.mark.parametrize("overlapped", [False, True])
+def test_reading_counts_where_it_overlaps(overlapped: bool) -> None:
+    """Else a fast engine that waits for slow pictures would seem faster than it is."""
+
+    def stream(images: Iterator[np.ndarray]) -> Iterator[Detections]:
+        return (Detections(np.empty((0, 4)), [], [], (), image.shape[:2]) for image in images)
+
+    def slow() -> Iterator[Frame]:
+        for number in range(4):
+            time.sleep(0.02)
+            yield Frame(str(number), np.zeros((4, 4, 3), np.uint8), str(number))
+
+    detector = SimpleNamespace(
+        engine=SimpleNamespace(max_batch=2),
+        stream=stream,
+        pipeline=object() if overlapped else None,
+    )
+    session = detect.Session(detector, None)
+    session.run(slow(), None)
+    assert len(session.records) == 4
+    assert (session.seconds >= 0.03) == overlapped  # all but the first two

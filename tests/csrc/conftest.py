@@ -64,6 +64,7 @@ def library(tmp_path_factory):
     subprocess.run([compiler, *options.split(), "-o", path, HERE / "kernels.cpp"], check=True)
     library = ctypes.CDLL(str(path))
     library.diou_nms.restype = library.pack.restype = ctypes.c_char_p
+    library.workspace_bytes.restype = ctypes.c_int64
     return library
 
 

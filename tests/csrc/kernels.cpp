@@ -40,6 +40,13 @@ extern "C" {
 
 int max_candidates() { return MAX_CANDIDATES; }
 
+int64_t workspace_bytes(int64_t batch, int64_t candidates) {
+  DiouNms nms{};
+  nms.batch = batch;
+  nms.candidates = candidates;
+  return static_cast<int64_t>(place_workspace(nms, nullptr));
+}
+
 // numbers may be null; beta negative: plain IoU. The workspace holds random bits before. Null, or what went wrong.
 const char* diou_nms(
     const float* boxes, const float* scores, const int32_t* class_ids, const int32_t* counts, const int32_t* numbers,

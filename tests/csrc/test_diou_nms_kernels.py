@@ -1,10 +1,12 @@
 """diou_nms's CUDA kernels, run on the CPU, against the CPU's operator."""
 
+import ctypes
+
 import numpy as np
 import pytest
 import torch
 
-from yolov4_fast.ops.diou_nms import MAX_CANDIDATES, diou_nms
+from yolov4_fast.ops.diou_nms import MAX_CANDIDATES, diou_nms, workspace_bytes
 
 SEEDS = (0, 1, 2)  # orders of threads and blocks: forward, backward, random
 
@@ -274,3 +276,10 @@ def test_boxes_that_are_none(kernels):
     for beta in (None, 0.6):
         expected = diou_nms(*case, 0.45, beta)
         assert_same(kernels().diou_nms(*case, 0.45, beta), expected)
+
+
+@pytest.mark.parametrize("candidates", [0, 1, 64, 65, 1000, 4095, 4096, 4097, 8192, 10**6])
+def test_the_workspace_is_as_large_as_python_says(library, candidates: int) -> None:
+    for batch in (1, 3):
+        there = library.workspace_bytes(ctypes.c_int64(batch), ctypes.c_int64(candidates))
+        assert there == batch * workspace_bytes(candidates)

@@ -112,6 +112,8 @@ CASES = [
     {"channels": 64, "filters": 64, "batch": 1, "height": 52, "width": 52},
     {"channels": 512, "filters": 128, "batch": 1, "height": 13, "width": 13, "residual": True},
     {"batch": 33, "height": 5, "width": 3, "filters": 16},
+    {"spare": 0, "channels": 256, "filters": 128, "height": 26, "width": 26, "residual": True},
+    {"spare": 0, "channels": 64, "filters": 128, "height": 15, "stride": 2},
 ]
 
 

@@ -31,6 +31,7 @@ from yolov4_fast.engines.engine import DeviceError
 from yolov4_fast.model import Model, open_model
 from yolov4_fast.network.fold import fold
 from yolov4_fast.network.module import NetworkModule
+from yolov4_fast.ops.full_precision import full_precision
 from yolov4_fast.sources import read_image
 
 pytestmark = [
@@ -74,7 +75,7 @@ def truth(model: object, images: Tensor) -> tuple[Tensor, ...]:
     folded, weights = fold(network, state)
     module = NetworkModule(folded).eval()
     module.load_state_dict(weights)
-    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+    with torch.inference_mode(), full_precision():
         return tuple(raw.cpu() for raw in module.cuda()(images.cuda()))
 
 

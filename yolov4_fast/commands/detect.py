@@ -129,8 +129,11 @@ class Session:
 
     @property
     def seconds(self) -> float:
-        """That the detector took, beyond reading the source."""
-        return self._waiting.seconds - self._reading.seconds
+        """That the detector took, beyond reading the source. Where it works while the source is
+        read, reading counts: the two cannot be told apart.
+        """
+        overlapped = self.detector.pipeline is not None
+        return self._waiting.seconds - (0 if overlapped else self._reading.seconds)
 
     def run(self, source: Frames, output: Pictures | None) -> None:
         """Until the source ends, or the user stops it: a camera ends in no other way."""

@@ -62,7 +62,9 @@ class Pipeline(ABC):
         any strides, on the CPU or on the engine's device.
 
         Images in host memory have been copied when it returns. Those on the device are read in
-        place: work that is queued afterwards on the caller's current stream may change them.
+        place, after what the caller's current stream had been given by then, and maybe more than
+        once: they must not be changed until `Pending.result` has returned, not even by work that
+        is queued on that stream, which does not wait for the pipeline.
         """
 
     @abstractmethod

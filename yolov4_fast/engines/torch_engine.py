@@ -17,6 +17,7 @@ from torch import Tensor
 from yolov4_fast.engines.engine import DeviceError, Engine, EngineError, Manifest, check_finite
 from yolov4_fast.network.layers import Network
 from yolov4_fast.network.module import NetworkModule
+from yolov4_fast.ops.full_precision import full_precision
 
 WEIGHTS = "weights.safetensors"
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -67,7 +68,7 @@ class TorchEngine(Engine):
         module = self._module
         if module is None:
             raise EngineError("the engine is closed")
-        with torch.inference_mode():
+        with torch.inference_mode(), full_precision():
             images = images.to(self.device, self._dtype, memory_format=torch.channels_last)
             return tuple(raw.float() for raw in module(images))
 

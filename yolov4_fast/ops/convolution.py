@@ -16,6 +16,7 @@ from torch import Tensor
 
 from yolov4_fast.ops.activation import activate_reference, activation_code
 from yolov4_fast.ops.convolution_config import ConvConfig, configs_for, workspace_bytes
+from yolov4_fast.ops.full_precision import full_precision
 from yolov4_fast.ops.mish_bn import mish_bn
 from yolov4_fast.ops.views import (
     FLOATS,
@@ -111,7 +112,7 @@ def convolution_reference(
     tensor [B, OH, OW, O].
     """
     nchw, oihw = (x.float().permute(0, 3, 1, 2) for x in (source, weight))
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+    with full_precision():
         x = F.conv2d(nchw, oihw, bias, stride, padding)
     x = activate_reference(x.permute(0, 2, 3, 1), activation)
     return x if residual is None else x + residual.float()

@@ -29,6 +29,7 @@ from torch import Tensor
 from yolov4_fast.ops.library import Implementation, check_device, check_implementation
 
 MAX_CANDIDATES = 4096  # of an image, on a GPU; csrc/cuda/diou_nms.h has the same number
+TILE = 64  # candidates, on a GPU; as in csrc/cuda/diou_nms.h
 
 
 def diou_nms(
@@ -66,6 +67,15 @@ def diou_nms(
     return torch.ops.yolov4_fast.diou_nms(
         boxes, scores, class_ids, counts, iou_threshold, beta, max_detections, numbers
     )
+
+
+def workspace_bytes(candidates: int) -> int:
+    """Of the workspace that `diou_nms` takes on a GPU for each image of so many candidates, K;
+    csrc/cuda/diou_nms.h lays it out.
+    """
+    tiles = -(-min(candidates, MAX_CANDIDATES) // TILE)
+    words = tiles * (tiles + 1) // 2 * TILE  # of 8 bytes: each candidate about earlier tiles
+    return 8 * words + tiles * TILE * (4 * 4 + 4 * 4) + 4  # boxes; four numbers; a count
 
 
 def diou_nms_reference(

@@ -123,12 +123,35 @@ def test_a_kernel_that_cannot_be_timed_is_passed_over() -> None:
 
 
 def test_none_that_is_right_is_an_error() -> None:
-    bench = Bench(one=(1.0, "off"), two=RuntimeError("no"))
+    bench = Bench(
+        one=(1.0, "7 are off"), two=RuntimeError("no\n  way"), three=ValueError("x" * 999)
+    )
+    with pytest.warns(KernelWarning), pytest.raises(EngineError) as caught:
+        choose(bench, Choices(WHERE), Key("conv", 2))
+    assert str(caught.value) == (
+        "no kernel computes conv at batch 2 rightly on this GPU "
+        f"(tried: one: 7 are off; two: no way; three: {'x' * 77}...)"
+    )
+
+
+@pytest.mark.parametrize("measure", [True, False])
+def test_too_little_memory_for_all_of_them_is_what_is_raised(measure: bool) -> None:
+    short = torch.OutOfMemoryError("tried to allocate 2.00 GiB")
+    bench, choices = Bench(large=short, bad=(1.0, "off")), Choices(WHERE)
+    choices.table[Key("conv", 1)] = Choice("bad", 1.0)
     with (
         pytest.warns(KernelWarning),
-        pytest.raises(EngineError, match=r"no kernel computes conv at batch 2.*one, two"),
+        pytest.raises(torch.OutOfMemoryError, match=r"^tried to allocate 2\.00 GiB$") as caught,
     ):
-        choose(bench, Choices(WHERE), Key("conv", 2))
+        choose(bench, choices, Key("conv", 2), measure)
+    assert caught.value is not short  # whose traceback holds the memory of the trial
+
+
+def test_too_little_memory_for_one_of_them_is_passed_over() -> None:
+    bench = Bench(large=torch.OutOfMemoryError("2.00 GiB"), small=(1.0, None))
+    choices = Choices(WHERE)
+    choose(bench, choices, Key("conv", 1))
+    assert choices.table[Key("conv", 1)].kernel == "small"
 
 
 def test_a_broken_device_ends_it() -> None:
@@ -242,3 +265,16 @@ def test_the_environment_names_all_that_matters(cpu_device) -> None:
     assert all(isinstance(value, str) and value for value in here.values())
     assert here != environment(cpu_device(name="NVIDIA L4", sm=89))
     json.dumps(here)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"{", b"\xff", b"1", b"{}", *(
+        json.dumps({"format": "yolov4_fast.tuning", "environment": {}, "choices": rows}).encode()
+        for rows in ([["a", 1]], [["a", "x", "torch", 1]], [["a", 0, "torch", 1]],
+                     [["a", float("inf"), "torch", 1]], [["a", 1, "torch", "x"]], 3)
+    )],
+)  # fmt: skip
+def test_a_damaged_table_says_so(text: bytes) -> None:
+    with pytest.raises(ValueError, match=r"^is (damaged|not a table of choices)"):
+        Choices.from_json(text)

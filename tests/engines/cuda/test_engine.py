@@ -497,3 +497,21 @@ def test_our_kernels_run_a_network(
     assert worst(engine.run(images), expected) < most
     kernels = {row[2] for row in json.loads(engine.learnt()[TUNING])["choices"]}
     assert all(kernel.startswith("triton") for kernel in kernels)
+
+
+def test_what_was_measured_before_an_interruption_is_kept(
+    mini, cpu_device, tuning_folder: Path
+) -> None:
+    timed = 0
+
+    def clock(run: Run) -> float:
+        nonlocal timed
+        timed += 1
+        if timed == 4:
+            raise KeyboardInterrupt
+        return 1.0
+
+    with pytest.raises(KeyboardInterrupt):
+        build_engine(*mini, engine="cuda", precision="f32", device=cpu_device(clock=clock))
+    (file,) = tuning_folder.iterdir()
+    assert len(Choices.from_json(file.read_bytes()).table) == 3

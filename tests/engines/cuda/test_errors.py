@@ -41,6 +41,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: gpus[index][0])
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: gpus[0][1])
         monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
+        monkeypatch.setattr(device_module, "has_cuda", lambda: True)
 
     return make
 
@@ -130,6 +131,17 @@ def test_without_triton(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> No
         engine_class("cuda")
 
 
+def test_without_our_kernels(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    machine(("NVIDIA H200", (9, 0)))
+    monkeypatch.setattr(device_module, "has_cuda", lambda: False)
+    assert default_engine() != "cuda"
+    assert "the GPU is not used: yolov4_fast was installed without its CUDA" in caplog.text
+    with pytest.raises(DeviceError, match=r"cannot run here: .* where nvcc is, build them with"):
+        engine_class("cuda").check_device(None)
+
+
 def test_the_driver_by_its_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     version = tmp_path / "version"
     version.write_text(
@@ -157,18 +169,32 @@ def test_too_little_memory(mini, cpu_device, tuning_folder: Path) -> None:
         build_engine(*mini, engine="cuda", precision="fp16", max_batch=max_batch, device=device)
 
     with pytest.raises(DeviceError) as caught:
-        build(200 * 2**20, 1000)
+        build(300 * 2**20, 1000)
     message = str(caught.value)
     assert (
-        "at batch 1000" in message and "210 MB of 210 MB are free on cpu (NVIDIA H200)" in message
+        "at batch 1000" in message and "315 MB of 315 MB are free on cpu (NVIDIA H200)" in message
     )
     fits = int(message.split("a max_batch of ")[1].split()[0])
     assert 1 < fits < 1000
-    build(200 * 2**20, fits)
+    build(300 * 2**20, fits)
     with pytest.raises(DeviceError, match=f"a max_batch of {fits} would fit"):
-        build(200 * 2**20, fits + 1)
+        build(300 * 2**20, fits + 1)
     with pytest.raises(DeviceError, match="not even a batch of 1 fits"):
         build(2**20, 4)
+    # Beside the arena, two slots with a picture of full HD and NMS's workspace for each image.
+    needed = int(message.split("needs ")[1].split(" MB")[0].replace(",", ""))
+    assert needed * 1e6 > 1000 * 2 * (1920 * 1080 * 3 + 1.2e6)
+
+
+def test_too_little_memory_for_every_kernel(
+    mini, cpu_device, tuning_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("tried to allocate 20 MiB")
+
+    monkeypatch.setattr("yolov4_fast.engines.cuda.trial.StepTrial.make", fail)
+    with pytest.raises(DeviceError, match=r"to choose kernels at batch 8: .*max_batch than 8 \(tr"):
+        build_engine(*mini, engine="cuda", precision="f32", device=cpu_device())
 
 
 @pytest.mark.parametrize("where", ["Filters.of", "tune"])

@@ -20,11 +20,12 @@ from delayed_runtime import DelayedLane, DelayedRuntime
 from torch import Tensor
 
 from yolov4_fast import Detector, build_engine
-from yolov4_fast.engines.cuda import line, slot
+from yolov4_fast.engines.cuda import line, slot, staging
 from yolov4_fast.engines.cuda.engine import CudaEngine
-from yolov4_fast.engines.cuda.pipeline import CudaPipeline, batch_sizes
+from yolov4_fast.engines.cuda.pipeline import CudaPipeline, batch_sizes, image_bytes
 from yolov4_fast.engines.engine import DeviceError, EngineError
 from yolov4_fast.engines.pipeline import Found, Settings
+from yolov4_fast.ops.diou_nms import workspace_bytes
 from yolov4_fast.sources import read_image
 
 SETTINGS = Settings(confidence=0.05, iou=0.45, beta=0.6, max_detections=0, resize="stretch")
@@ -296,6 +297,33 @@ def test_images_on_the_device_live_until_they_are_read(
     assert alive() is None
 
 
+def test_images_on_the_device_must_stay_until_the_result(
+    engine: CudaEngine,
+    runtime: DelayedRuntime,
+    images: list[Tensor],
+    expected: Callable[[Settings], list[Found]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They are read where they lie, and again where the buffers were too small."""
+    image = images[0].clone()
+    runtime.held.append(image)
+    pipeline = CudaPipeline(engine, SETTINGS, runtime)
+    early = pipeline.submit([image])
+    image.zero_()
+    wanted = expected(SETTINGS)[0]
+    assert len(early.result()[0].scores) != len(wanted.scores)
+
+    image.copy_(images[0])
+    monkeypatch.setattr(line, "CANDIDATES", 1)
+    pipeline = CudaPipeline(engine, SETTINGS, runtime)
+    launches = runtime.launches
+    pending = pipeline.submit([image])
+    assert_same(pending.result(), [wanted])
+    assert runtime.launches > launches + 2  # the run before the capture, the graph, and again
+    image.zero_()
+    assert_same(pending.result(), [wanted])
+
+
 def test_host_memory_may_change_at_once(
     engine: CudaEngine,
     runtime: DelayedRuntime,
@@ -425,6 +453,52 @@ def test_too_little_memory(
         with pytest.raises(DeviceError, match=r"detect in 3 images at once: .*smaller max_batch"):
             pipeline.submit(images[:3])
     assert len(pipeline.submit(images[:3]).result()) == 3
+
+
+def test_what_an_image_takes_is_known_beforehand(
+    engine: CudaEngine, runtime: DelayedRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All memory that the slots hold, to the byte, and that of the kernels."""
+    taken = []
+    memory = runtime.memory
+
+    def counted(*shape: int, **options: Any) -> Tensor:
+        taken.append(memory(*shape, **options))
+        return taken[-1]
+
+    monkeypatch.setattr(runtime, "memory", counted)
+    pipeline = CudaPipeline(engine, replace(SETTINGS, confidence=1.0), runtime)
+    picture = torch.zeros(1080, 1920, 3, dtype=torch.uint8)
+    chunk = [picture] * engine.max_batch
+    for pending in [pipeline.submit(chunk) for _ in range(pipeline.depth)]:
+        pending.result()
+    held = sum(tensor.nbytes for tensor in taken)
+    allowed = engine.max_batch * pipeline.depth * slot.held_bytes()
+    assert 0 <= allowed - held < engine.max_batch * pipeline.depth * staging.LINE
+    kernels = image_bytes(engine.network) - pipeline.depth * slot.held_bytes()
+    assert kernels == (pipeline.depth + 1) * slot.graph_bytes(engine.network)
+    assert slot.graph_bytes(engine.network) > workspace_bytes(line.CANDIDATES) > 1.19e6
+
+
+def test_closing_the_engine_frees_its_pipelines(
+    mini: Any,
+    cpu_device: type,
+    images: list[Tensor],
+    tuning_folder: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module = "yolov4_fast.engines.cuda.pipeline.CudaRuntime"
+    monkeypatch.setattr(module, lambda device: DelayedRuntime())
+    made = build_engine(*mini, engine="cuda", precision="f32", max_batch=1, device=cpu_device())
+    assert isinstance(made, CudaEngine)
+    pipeline = made.pipeline(FEW)
+    pending = pipeline.submit(images[:1])
+    storage = weakref.ref(made._storage)
+    made.close()
+    assert len(pending.result()) == 1
+    assert storage() is None
+    with pytest.raises(EngineError, match="closed"):
+        pipeline.submit(images[:1])
 
 
 @pytest.mark.parametrize("count", [0, 6])

@@ -12,6 +12,7 @@ import logging
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from tqdm import tqdm
@@ -23,6 +24,8 @@ from yolov4_fast.engines.engine import EngineError
 logger = logging.getLogger(__name__)
 
 Seconds = Callable[[Run], float]
+
+REASON = 80  # characters of why a kernel cannot be used, in the error that lists all of them
 
 
 class KernelWarning(UserWarning):
@@ -45,6 +48,26 @@ class Trial(ABC):
         """Run once on a poisoned output. What is wrong with the result; None where nothing is."""
 
 
+@dataclass
+class Refused:
+    """Why kernels that were tried for a step cannot be used. memory: what torch said where it had
+    too little for one of them.
+    """
+
+    reasons: dict[str, str] = field(default_factory=dict)  # by kernel
+    memory: str | None = None
+
+    def error(self, key: Key) -> Exception:
+        """What is to be raised where that were all kernels."""
+        if self.memory is not None:
+            return torch.OutOfMemoryError(self.memory)
+        tried = "; ".join(f"{name}: {_short(reason)}" for name, reason in self.reasons.items())
+        return EngineError(
+            f"no kernel computes {key.shape} at batch {key.batch} rightly on this GPU "
+            f"(tried: {tried})"
+        )
+
+
 def tune(
     trials: Mapping[Key, Callable[[], Trial]],
     choices: Choices,
@@ -56,7 +79,8 @@ def tune(
     """Fill `choices` for the keys of `trials`; returns whether it learnt anything.
 
     measure: time all candidates, also where those of another batch are known. seconds: times a
-    run. Raises EngineError where no candidate of a step is right.
+    run. Raises EngineError where no candidate of a step is right, and torch.OutOfMemoryError where
+    that is because memory did not suffice for one.
     """
     missing = [key for key in trials if not choices.settled(key, measure)]
     told: set[str] = set()
@@ -75,29 +99,32 @@ def tune(
 def _choose(
     key: Key, trial: Trial, choices: Choices, seconds: Seconds, measure: bool, told: set[str]
 ) -> Choice:
+    refused = Refused()
     known = None if measure else choices.nearest(key)
     if known is not None:
-        checked = _tried(key, trial, known.kernel, None, told)
+        checked = _tried(key, trial, known.kernel, None, told, refused)
         if checked is not None:
             return checked
     measured = [
         choice
         for name in trial.names
-        if (choice := _tried(key, trial, name, seconds, told)) is not None
+        if (choice := _tried(key, trial, name, seconds, told, refused)) is not None
     ]
     if not measured:
-        raise EngineError(
-            f"no kernel computes {key.shape} at batch {key.batch} rightly on this GPU "
-            f"(tried: {', '.join(trial.names)})"
-        )
+        raise refused.error(key)
     return min(measured, key=lambda choice: choice.seconds or 0.0)
 
 
 def _tried(
-    key: Key, trial: Trial, name: str, seconds: Seconds | None, told: set[str]
+    key: Key,
+    trial: Trial,
+    name: str,
+    seconds: Seconds | None,
+    told: set[str],
+    refused: Refused,
 ) -> Choice | None:
-    """The kernel, timed if `seconds` is given; None where it cannot be used. told: the names of
-    those that were warned of.
+    """The kernel, timed if `seconds` is given; None where it cannot be used, which `refused` then
+    explains. told: the names of those that were warned of.
     """
     try:
         run = trial.make(name)
@@ -111,9 +138,12 @@ def _tried(
             f"the kernel {name} broke off on {key.shape} at batch {key.batch}: {error}"
         ) from None
     except Exception as error:  # Triton's and cuDNN's have no common ancestor but this one
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = refused.reasons[name] = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, torch.OutOfMemoryError):
+            refused.memory = reason  # not the error, whose traceback would hold the memory
         logger.info("%s cannot run %s at batch %d: %s", name, key.shape, key.batch, reason)
         return None
+    refused.reasons[name] = problem
     if name not in told:
         told.add(name)
         warnings.warn(
@@ -123,3 +153,7 @@ def _tried(
             stacklevel=4,
         )
     return None
+
+
+def _short(reason: str) -> str:
+    return reason if len(reason) <= REASON else f"{reason[: REASON - 3].rstrip()}..."

@@ -92,7 +92,10 @@ class Choices:
     @classmethod
     def from_json(cls, text: bytes) -> Choices:
         """Raises ValueError where the text is none of ours."""
-        value: Any = json.loads(text)
+        try:
+            value: Any = json.loads(text)
+        except ValueError as error:
+            raise ValueError(f"is damaged: {error}") from None
         if not isinstance(value, dict) or value.get("format") != FORMAT:
             raise ValueError("is not a table of choices")
         try:
@@ -102,9 +105,12 @@ class Choices:
                 )
                 for shape, batch, kernel, seconds in value["choices"]
             }
-            return cls({str(k): str(v) for k, v in value["environment"].items()}, table)
-        except (KeyError, TypeError, AttributeError) as error:
+            environment = {str(k): str(v) for k, v in value["environment"].items()}
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise ValueError(f"is damaged: {error!r}") from None
+        if any(key.batch < 1 for key in table):
+            raise ValueError("is damaged: it holds a batch of less than 1")
+        return cls(environment, table)
 
 
 def environment(device: Device) -> dict[str, str]:

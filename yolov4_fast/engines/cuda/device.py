@@ -7,6 +7,7 @@ captured graph, an order between streams.
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import re
 from abc import ABC, abstractmethod
@@ -21,6 +22,9 @@ import torch
 
 from yolov4_fast.engines.cuda.runtime import CAPTURING, CudaRuntime
 from yolov4_fast.engines.engine import DeviceError
+from yolov4_fast.ops.library import BUILD_COMMAND, has_cuda
+
+logger = logging.getLogger(__name__)
 
 Run = Callable[[], None]  # enqueues work on the current stream and returns at once
 
@@ -29,6 +33,11 @@ GENERATIONS = {75: "Turing", 80: "Ampere", 90: "Hopper"}
 LAUNCHES = 10  # of a kernel in one captured graph when it is timed
 MOST_COMPILERS = 16
 SAMPLES = 7  # timed replays of that graph; the median counts
+
+NO_KERNELS = (
+    "yolov4_fast was installed without its CUDA kernels; where nvcc is, build them with: "
+    f"{BUILD_COMMAND}"
+)
 
 _DRIVER = Path("/proc/driver/nvidia/version")
 
@@ -169,11 +178,17 @@ def check_precision(properties: Properties, precision: str) -> None:
 
 
 def is_usable() -> bool:
-    """Whether the cuda engine runs here: a GPU that is new enough, and Triton."""
+    """Whether the cuda engine runs here: a GPU that is new enough, Triton, and our operators with
+    their CUDA kernels; a warning says where only these are missing.
+    """
     if not torch.cuda.is_available() or not find_spec("triton"):
         return False
     major, minor = torch.cuda.get_device_capability()
-    return major * 10 + minor >= min(MINIMUM_SM.values())
+    if major * 10 + minor < min(MINIMUM_SM.values()):
+        return False
+    if not has_cuda():
+        logger.warning("the GPU is not used: %s", NO_KERNELS)
+    return has_cuda()
 
 
 def driver_version() -> str:
@@ -201,6 +216,8 @@ def _index(name: str | None) -> int:
             else "torch finds no NVIDIA GPU with a working driver"
         )
         raise DeviceError(f"the cuda engine needs an NVIDIA GPU, and here {reason}")
+    if not has_cuda():
+        raise DeviceError(f"the cuda engine cannot run here: {NO_KERNELS}")
     found = ", ".join(
         f"cuda:{index} ({torch.cuda.get_device_name(index)})"
         for index in range(torch.cuda.device_count())

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from threading import RLock
+from weakref import WeakSet
 
 import torch
 from safetensors.torch import save
@@ -44,6 +45,7 @@ from yolov4_fast.engines.cuda.members import (
     read_tuning,
 )
 from yolov4_fast.engines.cuda.numbers import Filters, Types
+from yolov4_fast.engines.cuda.pipeline import CudaPipeline, image_bytes
 from yolov4_fast.engines.cuda.plan import Step
 from yolov4_fast.engines.cuda.reference import Weights
 from yolov4_fast.engines.cuda.scratch import Scratch
@@ -76,6 +78,7 @@ class CudaEngine(Engine):
         device: str | Device | None = None,
     ) -> None:
         self.lock = RLock()
+        self._pipelines: WeakSet[Pipeline] = WeakSet()
         self._device = open_device(device)
         self.device = self._device.torch_device
         found = self._device.properties
@@ -141,9 +144,9 @@ class CudaEngine(Engine):
         return {TUNING: self._choices.only(keys).to_json()}
 
     def pipeline(self, settings: Settings) -> Pipeline:
-        from yolov4_fast.engines.cuda.pipeline import CudaPipeline
-
-        return CudaPipeline(self, settings)
+        made = CudaPipeline(self, settings)
+        self._pipelines.add(made)
+        return made
 
     @property
     def weights(self) -> Weights:
@@ -196,6 +199,8 @@ class CudaEngine(Engine):
             )
 
     def close(self) -> None:
+        for pipeline in list(self._pipelines):  # their graphs hold the arena
+            pipeline.close()
         with self.lock:
             self._device.synchronize()
             self._executors.clear()
@@ -222,8 +227,10 @@ class CudaEngine(Engine):
             if measure and self._device.compilers:
                 candidates = [(steps[key], key.batch) for key in missing]
                 compile_ahead(self._kernels, candidates, self._device.compilers)
-            tune(trials, self._choices, self._device.seconds, measure=measure)
-        write_choices(self._choices)
+            try:
+                tune(trials, self._choices, self._device.seconds, measure=measure)
+            finally:  # what was learnt before an error or Ctrl-C is not measured again
+                write_choices(self._choices)
         if measure and self._no_cudnn:
             logger.warning("%s; the engine does without cuDNN's fused kernels", self._no_cudnn)
 
@@ -252,9 +259,10 @@ class CudaEngine(Engine):
             ) from None
 
     def _check_memory(self, state: Mapping[str, Tensor]) -> None:
-        """Raises DeviceError where the largest batch does not fit."""
+        """Raises DeviceError where the largest batch does not fit, arena and a pipeline."""
         free = self._device.free_memory()
-        fixed, image = ASIDE + self._types.weight_bytes(state), self._types.bytes(1)
+        fixed = ASIDE + self._types.weight_bytes(state)
+        image = self._types.bytes(1) + image_bytes(self.network)
         needed = fixed + self.max_batch * image
         if needed <= free:
             return

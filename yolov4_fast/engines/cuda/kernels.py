@@ -13,7 +13,6 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -36,6 +35,7 @@ from yolov4_fast.engines.cuda.scratch import Scratch
 from yolov4_fast.engines.cuda.shape import shape_of
 from yolov4_fast.ops.combine import combine
 from yolov4_fast.ops.convolution import ConvConfig, configs_for, convolution, workspace_bytes
+from yolov4_fast.ops.full_precision import full_precision
 from yolov4_fast.ops.mish_bn import mish_bn
 from yolov4_fast.ops.pool import max_pool, pyramid_pool
 from yolov4_fast.ops.upsample import upsample
@@ -245,7 +245,7 @@ def _torch(
     epilogue: Implementation,
 ) -> None:
     """torch's convolution into memory of its own, then the rest in one pass."""
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+    with full_precision():
         x = F.conv2d(
             source.permute(0, 3, 1, 2),
             weight.permute(0, 3, 1, 2),

@@ -23,9 +23,18 @@ from torch import Tensor
 
 from yolov4_fast.engines.cuda.line import Line, Runner
 from yolov4_fast.engines.cuda.runtime import CudaRuntime, Lane, Runtime
-from yolov4_fast.engines.cuda.slot import Recorded, Slot, Ticket, forget, synchronize
+from yolov4_fast.engines.cuda.slot import (
+    Recorded,
+    Slot,
+    Ticket,
+    forget,
+    graph_bytes,
+    held_bytes,
+    synchronize,
+)
 from yolov4_fast.engines.engine import EngineError
 from yolov4_fast.engines.pipeline import Pipeline, Settings
+from yolov4_fast.network.layers import Network
 
 
 class CudaPipeline(Pipeline):
@@ -88,6 +97,17 @@ class CudaPipeline(Pipeline):
             self._claims[number] += 1
             self._last[number] = max(self._last) + 1
             return number
+
+
+def image_bytes(network: Network) -> int:
+    """Of the device, that a pipeline takes beside the arena for each image of its largest chunk, of
+    pictures of full HD from host memory, with the buffers that it begins with.
+
+    The kernels allocate in the graphs of each slot, and once more where they run before a capture:
+    torch keeps that for the next one.
+    """
+    slots = CudaPipeline.depth
+    return slots * held_bytes() + (slots + 1) * graph_bytes(network)
 
 
 def batch_sizes(largest: int) -> tuple[int, ...]:

@@ -6,8 +6,7 @@ float32; sums, bias, activation and residual in float32; one rounding to the typ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from math import prod
 
 import torch
@@ -27,6 +26,7 @@ from yolov4_fast.engines.cuda.plan import (
     View,
 )
 from yolov4_fast.network.module import activate
+from yolov4_fast.ops.full_precision import full_precision
 
 Weights = Mapping[int, tuple[Tensor, Tensor]]
 Kernel = Callable[[], None]
@@ -113,7 +113,7 @@ def convolution(
     step: Convolution, source: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None
 ) -> Tensor:
     """activation(convolution(source) + bias) (+ residual), [B, h, w, O] float32."""
-    with _full_precision():
+    with full_precision():
         result = F.conv2d(
             source.permute(0, 3, 1, 2).float(),
             weight.permute(0, 3, 1, 2).float(),
@@ -143,17 +143,9 @@ def combine(step: Combine, sources: list[Tensor]) -> Tensor:
     return activate(total, step.activation)
 
 
-@contextmanager
-def _full_precision() -> Iterator[None]:
-    """No TF32, which keeps ten bits of mantissa, in convolutions on CUDA."""
-    settings = torch.backends.cudnn.conv  # type: ignore[attr-defined]
-    before = settings.fp32_precision
-    settings.fp32_precision = "ieee"
-    try:
-        yield
-    finally:
-        settings.fp32_precision = before
-
-
 def _write(out: Tensor, values: Tensor) -> None:
-    out.copy_(values)  # rounds to the type of `out`
+    """Rounded to the type of `out`; what is too large for FP8 becomes its largest."""
+    if out.dtype == torch.float8_e4m3fn:  # else NaN, in some versions of torch
+        largest = torch.finfo(out.dtype).max
+        values = values.float().clamp(-largest, largest)
+    out.copy_(values)

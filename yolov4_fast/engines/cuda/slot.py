@@ -19,12 +19,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from yolov4_fast.engines.cuda.line import Limits, Line, Runs
+from yolov4_fast.engines.cuda.line import CANDIDATES, ROWS, Limits, Line, Runs
 from yolov4_fast.engines.cuda.runtime import CAPTURING, Lane, Mark, Work
-from yolov4_fast.engines.cuda.staging import Staging
+from yolov4_fast.engines.cuda.staging import Staging, image_bytes
 from yolov4_fast.engines.pipeline import Found, Pending
-from yolov4_fast.ops.diou_nms import MAX_CANDIDATES, diou_nms
+from yolov4_fast.network.layers import Network
+from yolov4_fast.ops.diou_nms import MAX_CANDIDATES, diou_nms, workspace_bytes
 from yolov4_fast.ops.pack import pack
+
+PACKED = (ROWS + 1) * 6 * 4  # bytes of an image's result, at first
 
 
 @dataclass
@@ -235,6 +238,24 @@ class Slot:
 
     def _forget(self) -> None:
         forget(self.graphs)
+
+
+def held_bytes() -> int:
+    """Of the device, that a slot holds for each image with the limits that a pipeline begins with:
+    candidates (boxes, scores, class ids, numbers, counts), the result, a picture of full HD.
+    """
+    return CANDIDATES * (4 * 4 + 4 + 4 + 4) + 4 + PACKED + image_bytes()
+
+
+def graph_bytes(network: Network) -> int:
+    """Of the device, that a chunk's kernels allocate while they run, for each image with these
+    limits: decode's list of anchors, NMS's workspace and what it keeps, the packed result.
+    """
+    anchors = sum(
+        len(head.anchors) * (network.height // head.stride) * (network.width // head.stride)
+        for head in network.heads
+    )
+    return (anchors + 1) * 4 + workspace_bytes(CANDIDATES) + ROWS * 8 + 4 + PACKED
 
 
 def forget(graphs: dict[int, Recorded]) -> None:

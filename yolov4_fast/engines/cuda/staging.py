@@ -24,6 +24,7 @@ from yolov4_fast.ops.resize import Mode, placement, region
 COLUMNS = 12  # of the table
 ROW = COLUMNS * 8 + 4 * 4  # bytes of the table and of the placement for one image
 LINE = 256  # bytes; what the pixels of an image are aligned to
+FULL_HD = 1920 * 1080 * 3  # bytes of a usual large picture, uint8
 
 Region = tuple[int, int, int, int]  # top, left, height, width on the canvas
 
@@ -110,6 +111,11 @@ def fit(
     """Where an image of size (height, width) goes, and how its boxes return."""
     way = placement([size], height, width, mode)[0]
     return region(size, height, width, mode), tuple(way.tolist())
+
+
+def image_bytes() -> int:
+    """That each image of a chunk takes in a block, if it is a picture of full HD."""
+    return _lines(ROW) + _lines(FULL_HD)
 
 
 def _lines(size: int) -> int:
