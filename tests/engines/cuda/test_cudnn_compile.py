@@ -5,6 +5,7 @@ GPU, so in processes of their own where a stand-in takes the driver's place.
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import json
 import os
 import re
@@ -19,7 +20,17 @@ import torch
 
 from yolov4_fast.engines.cuda.cudnn_compile import compile_plans, from_json, to_json
 from yolov4_fast.engines.cuda.cudnn_graphs import DescribedGpu, available
-from yolov4_fast.engines.cuda.cudnn_plans import PlanStore
+from yolov4_fast.engines.cuda.cudnn_plans import (
+    ANY_TILES,
+    DENSE_FP8_TILES,
+    DENSE_TILES,
+    HOPPER_TILES,
+    NARROW_TILES,
+    SHALLOW,
+    UNALIGNED_TILES,
+    PlanName,
+    PlanStore,
+)
 from yolov4_fast.engines.cuda.cudnn_problem import FP8, Problem
 from yolov4_fast.engines.cuda.lower import lower
 from yolov4_fast.engines.cuda.plan import Convolution, Plan
@@ -178,8 +189,48 @@ def test_one_problem_in_all_its_plans(gpu: DescribedGpu, tmp_path: Path) -> None
     assert compile_plans([*plans, *plans[:1]], gpu, store, processes=2) == len(plans)
     check(gpu, store, plans)
     assert compile_plans(plans, gpu, store) == 0
-    kernels = [kernel(store.read(gpu.versions, *plan) or b"") for plan in plans]
-    assert len(set(kernels)) == len(plans), "plans of other names must be other kernels"
+    compiled = [store.read(gpu.versions, *plan) for plan in plans]
+    assert len(set(compiled)) == len(plans), "plans of other names must be other plans"
+    kernels = {kernel(data or b"") for data in compiled}
+    configs = {name.split("_k24=")[1] for _, name in plans}
+    assert len(kernels) >= len(configs) > 2, "other tilings must be other kernels"
+
+
+# What the kernels of an engine are called.
+ENGINES = {2: "xmma_sm90", 4: "fort_native_sm90", 7: "fort_native_sm80"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, FP8], ids=str)
+def test_numbers_of_tilings(dtype: torch.dtype, gpu: DescribedGpu, tmp_path: Path) -> None:
+    """Each number of the tables is the tile that it is said to be, in the cuDNN that is here."""
+    problem = Problem(
+        batch=1, height=26, width=26, channels=64, filters=64, size=1, stride=1, padding=0,
+        activation="leaky", dtype=dtype, out_dtype=dtype, source_row=64, out_row=64,
+    )  # fmt: skip
+    tables = {
+        4: HOPPER_TILES,
+        7: {**ANY_TILES, **NARROW_TILES},
+        2: DENSE_FP8_TILES if dtype == FP8 else DENSE_TILES,
+    }
+    if not any(name.startswith("eng4_") for name in names(gpu, [problem])[0]):
+        del tables[4]
+    tiles = {
+        (problem, str(PlanName(engine, config))): (engine, tile)
+        for engine, table in tables.items()
+        for tile, (config, _) in table.items()
+    }
+    for tile, (config, _) in ANY_TILES.items():
+        tiles[problem, str(PlanName(7, config + SHALLOW))] = (7, tile)
+    source_dtype = torch.float16 if dtype == FP8 else dtype
+    image = dataclasses.replace(problem, channels=3, source_row=3, dtype=source_dtype)
+    for tile, (config, _) in UNALIGNED_TILES.items():
+        tiles[image, str(PlanName(7, config))] = (7, tile)
+    store = PlanStore(tmp_path)
+    assert compile_plans(tiles, gpu, store, processes=2) == len(tiles)
+    for plan, (engine, (high, wide)) in tiles.items():
+        name = kernel(store.read(gpu.versions, *plan) or b"")
+        assert ENGINES[engine] in name and f"_{high}x{wide}x" in name, f"{plan[1]}: {name}"
 
 
 def test_problems_cross_to_other_processes() -> None:

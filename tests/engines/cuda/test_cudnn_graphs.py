@@ -16,7 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from yolov4_fast.engines.cuda import cudnn_graphs
-from yolov4_fast.engines.cuda.cudnn_graphs import DescribedGpu, FusedConvolution, available
+from yolov4_fast.engines.cuda.cudnn_graphs import (
+    CANDIDATES,
+    DescribedGpu,
+    FusedConvolution,
+    available,
+)
 from yolov4_fast.engines.cuda.cudnn_plans import LEAST_DEPTH, PlanName, PlanStore, tilings
 from yolov4_fast.engines.cuda.cudnn_problem import (
     BIAS,
@@ -274,34 +279,120 @@ def test_names_with_other_settings(name: str) -> None:
     assert PlanName.parse(name) is None
 
 
-FIRST = PlanName(4, 3)
-H200 = {"sm": 90, "processors": 132}
+H200: dict[str, int] = {"sm": 90, "processors": 132}
+NEW = [PlanName(4, 3), PlanName(4, 4)]  # what cuDNN 9.26 suggests
+OLD = [PlanName(7, 21), PlanName(7, 22), PlanName(7, 29)]  # and 9.19
+
+
+def square(side: int, channels: int, filters: int, **change: Any) -> Problem:
+    """Dense, unless changed."""
+    shape = {
+        "height": side, "width": side, "channels": channels, "filters": filters, "batch": 1,
+        "source_row": channels, "out_row": filters,
+    }  # fmt: skip
+    return dataclasses.replace(PROBLEM, **(shape | change))
+
+
+DEEP = square(13, 512, 1024)
 
 
 def test_small_maps_are_summed_in_parts() -> None:
-    found = tilings(FIRST, pixels=169, filters=1024, depth=9 * 512, **H200)
-    assert 0 < len(found) <= 4 and FIRST not in found
+    found = tilings(NEW, DEEP, **H200)
+    assert 0 < len(found) <= 4 and NEW[0] not in found
+    assert {plan.engine for plan in found} == {4}
     assert any(plan.parts > 1 for plan in found)
     for plan in found:
         assert 9 * 512 / plan.parts >= LEAST_DEPTH
 
 
 def test_large_maps_are_not() -> None:
-    found = tilings(FIRST, pixels=32 * 169, filters=1024, depth=9 * 512, **H200)
-    assert found and all(plan.parts == 1 for plan in found)
+    for suggested in (NEW, OLD):
+        found = tilings(suggested, dataclasses.replace(DEEP, batch=32), **H200)
+        assert found and all(plan.parts == 1 for plan in found)
 
 
 def test_few_filters_get_narrow_tiles() -> None:
-    narrow = tilings(FIRST, pixels=32 * 416 * 416, filters=32, depth=27, **H200)
+    narrow = tilings(NEW, square(416, 32, 32, batch=32), **H200)
     assert narrow[0].config == 14  # 256 x 32
-    assert narrow != tilings(FIRST, pixels=32 * 416 * 416, filters=512, depth=27, **H200)
+    assert narrow != tilings(NEW, square(416, 32, 512, batch=32), **H200)
 
 
 def test_other_gpus_keep_the_suggested_tiling() -> None:
-    first = PlanName(7, 21)
-    found = tilings(first, pixels=169, filters=1024, depth=4608, sm=80, processors=108)
+    found = tilings(OLD, DEEP, sm=80, processors=108)
     assert found == [PlanName(7, 21, 4)]
-    assert tilings(first, pixels=10**6, filters=1024, depth=4608, sm=80, processors=108) == []
+    assert tilings(OLD, square(1000, 512, 1024), sm=80, processors=108) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "configs"),
+    [
+        ({}, {2, 6, 10, 14, 16}),
+        ({"dtype": torch.bfloat16, "out_dtype": torch.bfloat16}, {2, 6, 10, 14, 16}),
+        ({"residual_dtype": torch.float16, "residual_row": 1024}, {2, 6, 10, 14, 16}),
+        ({"dtype": FP8, "out_dtype": FP8}, {17, 20, 23, 26}),
+        ({"source_row": 1024}, set()),
+        ({"out_row": 2048}, set()),
+        ({"residual_dtype": torch.float16, "residual_row": 2048}, set()),
+        ({"filters": 255, "out_row": 255}, set()),
+    ],
+    ids=str,
+)
+def test_dense_tensors_without_engine_4(change: dict[str, Any], configs: set[int]) -> None:
+    """Engine 2 for them and some of engine 7, which alone is offered for slices."""
+    for batch in (1, 8):
+        problem = dataclasses.replace(DEEP, batch=batch, **change)
+        found = tilings(OLD, problem, **H200)
+        assert len(set(found)) == len(found) == 4
+        dense = [plan for plan in found if plan.engine == 2]
+        assert len(dense) == (3 if configs else 0)
+        assert {plan.config for plan in dense} <= configs
+        assert all(plan.parts == 1 for plan in dense)
+        assert {plan.engine for plan in found} <= {2, 7}
+        assert found[0].engine == (2 if configs else 7)
+        assert {plan.engine for plan in tilings(NEW, problem, **H200)} == {4}
+
+
+def test_engine_7_by_depth() -> None:
+    """A cell of few channels would leave half of a deep tile empty."""
+    deep = tilings(OLD, square(208, 64, 64, out_row=128), **H200)
+    shallow = tilings(OLD, square(208, 32, 64, out_row=128), **H200)
+    assert all(plan.config <= 11 or plan.config == 25 for plan in deep)
+    assert all(plan.config >= 13 for plan in shallow)
+    quarters = {"dtype": FP8, "out_dtype": FP8, "out_row": 128}
+    assert tilings(OLD, square(208, 64, 64, **quarters), **H200)[0].config >= 13
+
+
+def test_an_image_has_tiles_of_its_own() -> None:
+    image = square(416, 3, 32)
+    assert not image.aligned and not image.dense
+    suggested = [PlanName(7, 26), PlanName(7, 29)]
+    assert tilings(suggested, image, **H200) == [PlanName(7, 27)]
+
+
+@pytest.mark.parametrize(
+    ("suggested", "start"),
+    [
+        (["eng4_k24=3", "eng4_k24=1", "eng4_k24=2", "eng4_k24=4"], ["eng4_k24=3", "eng4_"]),
+        (["eng7_k24=21", "eng7_k24=22", "eng7_k24=29"], ["eng7_k24=21", "eng2_"]),
+        (["eng2_k24=17", "eng2_k17=8_k24=17", "eng7_k24=0"], ["eng2_k24=17", "eng2_"]),
+        (["eng51_k2=8_k13=0", "eng7_k24=21"], ["eng51_k2=8_k13=0", "eng7_k24=21"]),
+    ],
+    ids=lambda value: value[0],
+)
+def test_names_of_candidates(
+    suggested: list[str], start: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """cuDNN's first comes first, then what suits the size; few in all, none of them twice."""
+    gpu = object.__new__(DescribedGpu)
+    gpu.sm, gpu.processors = 90, 132
+    graph = SimpleNamespace(
+        get_execution_plan_count=lambda: len(suggested),
+        get_plan_name_at_index=suggested.__getitem__,
+    )
+    monkeypatch.setattr(DescribedGpu, "graph", lambda self, problem: graph)
+    found = gpu.plan_names(DEEP)
+    assert found[0] == start[0] and found[1].startswith(start[1])
+    assert len(set(found)) == len(found) <= CANDIDATES
 
 
 def test_the_store(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

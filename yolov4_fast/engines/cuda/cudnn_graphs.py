@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 PACKAGE = "nvidia-cudnn-frontend"
 ALIGNMENT = 16  # bytes, of every tensor: what a graph promises unless told otherwise
-SUGGESTED = 4  # of cuDNN's own suggestions that are tried; the likely ones come first
+CANDIDATES = 6  # plans for a problem that are tried
 
 
 def available() -> str | None:
@@ -111,28 +111,23 @@ class DescribedGpu:
         return graph
 
     def plan_names(self, problem: Problem) -> list[str]:
-        """Plans worth a try, likely ones first: what cuDNN suggests, and other tilings of the same
-        engine that suit the size of the problem. Empty where cuDNN has none.
+        """Plans worth a try, at most CANDIDATES, likely ones first: what cuDNN suggests, and other
+        tilings that suit the size of the problem. Empty where cuDNN has none.
+
+        Not all need compile, and none is known to be right: that is for the caller to find out.
         """
         try:
             graph = self.graph(problem)
         except (RuntimeError, ValueError) as error:
             logger.info("%s", error)
             return []
-        suggested = _suggested(graph)[:SUGGESTED]
-        first = PlanName.parse(suggested[0])
-        if first is None:
-            return suggested
-        _, height, width, filters = problem.out_shape
-        others = tilings(
-            first,
-            pixels=problem.batch * height * width,
-            filters=filters,
-            depth=problem.size**2 * problem.channels,
-            sm=self.sm,
-            processors=self.processors,
-        )
-        return list(dict.fromkeys([suggested[0], *map(str, others), *suggested]))
+        suggested = _suggested(graph)
+        parsed = [plan for plan in map(PlanName.parse, suggested) if plan is not None]
+        others: list[PlanName] = []
+        if parsed and str(parsed[0]) == suggested[0]:
+            others = tilings(parsed, problem, sm=self.sm, processors=self.processors)
+        names = [*suggested[:1], *map(str, others), *suggested[1:]]
+        return list(dict.fromkeys(names))[:CANDIDATES]
 
     def execute(
         self, graph: Any, pointers: dict[int, int], constants: Iterable[int], workspace: int

@@ -4,7 +4,12 @@ that keeps compiled ones.
 An engine of cuDNN generates kernels in many tilings, numbered by a setting (KERNEL_CFG, 24 in plan
 names). Its own suggestions begin with the same few for every size; small maps, narrow layers and
 batch 1 want other ones, or sums in parts (SPLIT_K_SLC, 17 in plan names), so that all processors
-have work. Which number is which tiling was read off the generated kernels' names, with cuDNN 9.26.
+have work.
+
+Which number is which tiling was read off the names of kernels generated for an H200, with cuDNN
+9.19 and 9.26; engines 2 and 7 have the same numbers in both. For Hopper, 9.26 suggests engine 4.
+9.19 refuses it; it suggests engine 7 in two or three tilings (kernels for sm80), and takes engine 2
+(kernels for sm90) where tensors are dense, though it suggests that for FP8 only.
 """
 
 from __future__ import annotations
@@ -12,18 +17,23 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from yolov4_fast.engines.cuda.cudnn_problem import FP8, Problem
 from yolov4_fast.files import replacing
 
 logger = logging.getLogger(__name__)
 
-# The engine for Hopper: (pixels, filters) of a tile -> its number and how well a processor works
-# in that tile, beside the largest ones: a tile loads (1 / pixels + 1 / filters) for each product.
-HOPPER_ENGINE, HOPPER_SM = 4, 90
-HOPPER_TILES = {
+Tiles = Mapping[tuple[int, int], tuple[int, float]]
+
+# (pixels, filters) of a tile -> its number and how well a processor works in that tile, beside the
+# largest ones of the engine: a tile loads (1 / pixels + 1 / filters) for each product.
+HOPPER_SM = 90
+HOPPER_ENGINE = 4
+HOPPER_TILES: Tiles = {
     (128, 128): (3, 1.0),
     (256, 64): (4, 0.95),
     (64, 256): (10, 0.95),
@@ -33,12 +43,42 @@ HOPPER_TILES = {
     (64, 64): (55, 0.6),
     (128, 32): (16, 0.5),
 }
+DENSE_ENGINE = 2
+DENSE_TILES: Tiles = {  # of half precision
+    (128, 128): (2, 1.0),
+    (256, 64): (10, 0.95),
+    (128, 64): (6, 0.8),
+    (64, 128): (14, 0.8),
+    (64, 64): (16, 0.6),
+}
+DENSE_FP8_TILES: Tiles = {
+    (128, 128): (23, 1.0),
+    (256, 64): (20, 0.95),
+    (64, 256): (26, 0.95),
+    (128, 64): (17, 0.8),
+}
+ANY_ENGINE = 7
+ANY_TILES: Tiles = {  # 128 bytes deep
+    (256, 128): (0, 1.0),
+    (128, 256): (1, 1.0),
+    (128, 128): (4, 0.95),
+    (256, 64): (2, 0.85),
+    (64, 256): (3, 0.85),
+    (128, 64): (9, 0.75),
+    (64, 128): (10, 0.75),
+    (64, 64): (11, 0.6),
+}
+SHALLOW, SHALLOW_BYTES = 13, 64  # what to add to a number for the same tile half as deep
+NARROW_TILES: Tiles = {(128, 32): (25, 0.5)}  # it comes in one depth
+UNALIGNED_TILES: Tiles = {(128, 32): (27, 1.0)}  # of the few for channels like the image's 3
 USUAL_TILE = (128, 128)  # of other engines' first suggestion, near enough
 FIXED_COST = 128  # of a tile beside its products, as the depth that takes as long
 PART_COST = 128  # of adding up parts, for each of them
 LEAST_DEPTH = 256  # of a part
-PARTS = (2, 4, 8, 16)
+PARTS = (1, 2, 4, 8, 16)
+DENSE_PARTS = (1,)  # in 9.19 engine 2 refuses to sum in parts, but for some tiles in two
 OTHERS = 4  # tilings beside cuDNN's suggestions
+OTHERS_DENSE = 3  # that many of them are of engine 2, where engine 4 is missing
 
 
 @dataclass(frozen=True)
@@ -64,31 +104,62 @@ class PlanName:
 
 
 def tilings(
-    first: PlanName, *, pixels: int, filters: int, depth: int, sm: int, processors: int
+    suggested: Sequence[PlanName], problem: Problem, *, sm: int, processors: int
 ) -> list[PlanName]:
-    """Other settings of the engine of cuDNN's first suggestion, by estimated time, at most OTHERS:
-    each tiling in the number of parts that suits it best.
+    """Other plans than the first of cuDNN's suggestions, likely ones first, at most OTHERS: of the
+    engines that suit the problem, each tiling in the number of parts that suits it best.
+
+    suggested: at least one.
+    """
+    first = suggested[0]
+    if sm != HOPPER_SM:
+        best = _by_time(first.engine, {USUAL_TILE: (first.config, 1.0)}, problem, processors)
+        return [plan for plan in best if plan != first]
+
+    if any(plan.engine == HOPPER_ENGINE for plan in suggested):
+        found = _by_time(HOPPER_ENGINE, HOPPER_TILES, problem, processors)
+    elif not problem.aligned:
+        found = _by_time(ANY_ENGINE, UNALIGNED_TILES, problem, processors)
+    else:
+        shallow = problem.channels * problem.dtype.itemsize <= SHALLOW_BYTES
+        tiles = {
+            tile: (config + SHALLOW * shallow, efficiency)
+            for tile, (config, efficiency) in ANY_TILES.items()
+        }
+        found = _by_time(ANY_ENGINE, tiles | dict(NARROW_TILES), problem, processors)
+        if problem.dense:
+            tiles = dict(DENSE_FP8_TILES if problem.dtype == FP8 else DENSE_TILES)
+            dense = _by_time(DENSE_ENGINE, tiles, problem, processors, DENSE_PARTS)
+            found = [*[plan for plan in dense if plan != first][:OTHERS_DENSE], *found]
+    return [plan for plan in found if plan != first][:OTHERS]
+
+
+def _by_time(
+    engine: int,
+    tiles: Tiles,
+    problem: Problem,
+    processors: int,
+    choices: tuple[int, ...] = PARTS,
+) -> list[PlanName]:
+    """One plan for each tile, by estimated time. choices: of parts.
 
     The convolution as a product of matrices: [pixels, depth] x [depth, filters].
     """
-    tiles = {USUAL_TILE: (first.config, 1.0)}
-    if first.engine == HOPPER_ENGINE and sm == HOPPER_SM:
-        tiles = HOPPER_TILES
-
+    batch, height, width, filters = problem.out_shape
+    pixels, depth = batch * height * width, problem.size**2 * problem.channels
     times: dict[PlanName, float] = {}
     for (high, wide), (config, efficiency) in tiles.items():
         count = -(-pixels // high) * -(-filters // wide)
         efforts: dict[PlanName, float] = {}
-        for parts in (1, *PARTS):
+        for parts in choices:
             if parts > 1 and (depth // parts < LEAST_DEPTH or count * parts > 2 * processors):
                 break
             rounds = -(-count * parts // processors)
             effort = depth / parts + FIXED_COST + (parts - 1) * PART_COST
-            efforts[PlanName(first.engine, config, parts)] = rounds * effort
+            efforts[PlanName(engine, config, parts)] = rounds * effort
         best = min(efforts, key=efforts.__getitem__)
         times[best] = efforts[best] * high * wide / efficiency
-    times.pop(first, None)
-    return sorted(times, key=times.__getitem__)[:OTHERS]
+    return sorted(times, key=times.__getitem__)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, FP8)
 SOURCE, WEIGHT, BIAS, RESIDUAL, OUT, RESCALE, RESIDUAL_SCALE, OUT_SCALE, ONE, TWO, LIMIT = range(
     1, 12
 )
+VECTOR = 16  # bytes that a kernel loads at once
 CONSTANTS = {ONE: 1.0, TWO: 2.0, LIMIT: 20.0}
 CONSTANTS_OF = {"mish": (TWO, LIMIT), "swish": (ONE,), "logistic": (ONE,)}  # of activations
 
@@ -115,6 +116,22 @@ class Problem:
             for side in (self.height, self.width)
         )
         return self.batch, height, width, self.filters
+
+    @property
+    def aligned(self) -> bool:
+        """Whether the channels of a cell are whole vectors."""
+        return self.channels * self.dtype.itemsize % VECTOR == 0
+
+    @property
+    def dense(self) -> bool:
+        """Whether the tensors fill their buffers: no slices, and whole vectors in each cell."""
+        return (
+            self.aligned
+            and self.filters * self.out_dtype.itemsize % VECTOR == 0
+            and self.source_row == self.channels
+            and self.out_row == self.filters
+            and self.residual_row in (None, self.filters)
+        )
 
     def constants(self) -> tuple[int, ...]:
         """Numbers of the constants that its activation takes, as tensors of one element."""
