@@ -162,5 +162,6 @@ def call(
         "PARTS": parts(config),
         "num_warps": config.num_warps,
         "num_stages": config.num_stages,
+        "enable_fp_fusion": True,
     }
     return (tiles, config.split_k), arguments, options
