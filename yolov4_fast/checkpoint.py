@@ -59,7 +59,9 @@ def write_checkpoint(
     dtype: of the convolutions' weights; vectors stay float32, as float16 loses small variances.
     """
     tensors = {
-        name: value.detach().to("cpu", dtype if value.ndim > 1 else torch.float32).contiguous()
+        name: value.detach()
+        .to("cpu", dtype if name.endswith(".conv.weight") else torch.float32)
+        .contiguous()
         for name, value in state.items()
         if value.dtype.is_floating_point
     }
@@ -157,22 +159,10 @@ def _check(
         raise CheckpointError(
             f"{path}: names {len(class_names)} classes, its network has {network.num_classes}"
         )
-    shapes = network.input_shapes()
-    for index, layer in network.convolutions():
-        vectors = (
-            [f"bn.{part}" for part in ("weight", "bias", "running_mean", "running_var")]
-            if layer.batch_normalize
-            else ["conv.bias"]
-        )
-        expected: dict[str, tuple[int, ...]] = {
-            "conv.weight": layer.weight_shape(shapes[index][0][0])
-        }
-        expected |= {name: (layer.filters,) for name in vectors}
-        for name, shape in expected.items():
-            tensor = state.get(f"layers.{index}.{name}")
-            found = None if tensor is None else tuple(tensor.shape)
-            if found != shape:
-                raise CheckpointError(
-                    f"{path}: layers.{index}.{name} should be of shape {shape}, "
-                    f"it is {found or 'missing'}"
-                )
+    for name, shape in network.tensors().items():
+        tensor = state.get(name)
+        found = None if tensor is None else tuple(tensor.shape)
+        if found != shape:
+            raise CheckpointError(
+                f"{path}: {name} should be of shape {shape}, it is {found or 'missing'}"
+            )

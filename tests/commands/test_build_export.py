@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 
 from yolov4_fast import Detector
+from yolov4_fast.checkpoint import write_checkpoint
 from yolov4_fast.cli import main
+from yolov4_fast.network.architectures import by_name
+from yolov4_fast.network.module import NetworkModule
 
 
 def read(path: str | Path) -> Any:
@@ -85,3 +88,14 @@ def _build(model: Path, folder: Path) -> Path:
     engine = folder / "built.engine"
     assert main(["build", str(model), "--engine", "torch", "-o", str(engine)]) == 0
     return engine
+
+
+def test_what_darknet_cannot_hold_leaves_no_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = by_name("yolov4-nano", num_classes=1, width=64, height=64, activation="prelu")
+    checkpoint, cfg = tmp_path / "prelu.safetensors", tmp_path / "out" / "prelu.cfg"
+    write_checkpoint(checkpoint, network, NetworkModule(network).state_dict(), ("thing",))
+    assert main(["export", str(checkpoint), "--format", "darknet", "-o", str(cfg)]) == 2
+    assert "prelu" in capsys.readouterr().err
+    assert not list(cfg.parent.glob("*"))

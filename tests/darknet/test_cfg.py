@@ -13,7 +13,10 @@ from yolov4_fast.darknet.cfg import CfgError, parse_cfg, read_cfg, write_cfg
 from yolov4_fast.network.architectures import NAMES, by_name, yolov4_tiny
 from yolov4_fast.network.fold import fold
 from yolov4_fast.network.layers import (
+    ACTIVATIONS,
     IMAGE,
+    SHORTCUT_NORMALIZATIONS,
+    SHORTCUT_WEIGHTS,
     Conv,
     Head,
     MaxPool,
@@ -112,6 +115,40 @@ def test_every_layer_and_setting_is_read() -> None:
         training=(("momentum", ".9"), ("steps", "4,5")),
     )
     assert parse_cfg(write_cfg(network)) == network
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_every_activation_survives_the_round_trip(activation: str) -> None:
+    network = Network(
+        (
+            Conv(inputs=(IMAGE,), filters=8, activation=activation),
+            Shortcut(inputs=(0, 0), activation=activation),
+        ),
+        width=64,
+        height=32,
+    )
+    assert f"activation={activation}\n" in write_cfg(network)
+    assert parse_cfg(write_cfg(network)) == network
+
+
+@pytest.mark.parametrize("normalization", SHORTCUT_NORMALIZATIONS)
+@pytest.mark.parametrize("weights", SHORTCUT_WEIGHTS)
+def test_weighted_shortcuts_survive_the_round_trip(weights: str, normalization: str) -> None:
+    keys = f"weights_type={weights}\nweights_normalization={normalization}\n"
+    network = parse_cfg(NET + CONV + CONV + CONV + "[shortcut]\nfrom=-2,-3\n" + keys)
+    effective = "none" if weights == "none" else normalization
+    assert network.layers[3] == Shortcut(inputs=(2, 1, 0), weights=weights, normalization=effective)
+    assert parse_cfg(write_cfg(network)) == network
+    assert ("weights_" in write_cfg(network)) == (weights != "none")
+
+
+def test_darknets_other_names_of_weights() -> None:
+    keys = "weights_type = per_layer\nweights_normalization = avg_relu\n"
+    network = parse_cfg(NET + CONV + CONV + "[shortcut]\nfrom=-2\n" + keys)
+    shortcut = Shortcut(inputs=(1, 0), weights="per_feature", normalization="relu")
+    assert network.layers[2] == shortcut
+    plain = parse_cfg(NET + CONV + CONV + "[shortcut]\nfrom=-2\nweights_type=per_channel\n")
+    assert plain.layers[2] == Shortcut(inputs=(1, 0), weights="per_channel")
 
 
 def test_defaults_are_darknets() -> None:
@@ -213,9 +250,14 @@ WRONG = {
         lines_of(NET, ("width=64", "width=65")) + CONV + DOWN + "[route]\nlayers=-1,-2\n",
         "\\(width=65 and height=32 of \\[net\\] should be multiples",
     ),
-    "weighted": (
-        NET + CONV + CONV + "[shortcut]\nfrom=-2\nweights_type=per_feature\n",
-        "weights_type: 'per_feature' is not supported; use one of none",
+    "weights of a shortcut": (
+        NET + CONV + CONV + "[shortcut]\nfrom=-2\nweights_type=per_pixel\n",
+        "line 21, .* weights_type: 'per_pixel' is not supported; use one of none, per_feature, "
+        "per_channel, per_layer",
+    ),
+    "normalised weights": (
+        NET + CONV + CONV + "[shortcut]\nfrom=-2\nweights_normalization=max\n",
+        "weights_normalization: 'max' is not supported; use one of none, relu, softmax, avg_relu",
     ),
     "upsample scale": (NET + CONV + "[upsample]\nscale=2\n", "scale: scaling the values"),
     "reverse upsample": (NET + CONV + "[upsample]\nstride=-2\n", "stride: -2 is too small"),

@@ -21,7 +21,7 @@ from yolov4_fast.darknet.weights import (
 )
 from yolov4_fast.network.architectures import yolov4
 from yolov4_fast.network.fold import fold
-from yolov4_fast.network.layers import IMAGE, Conv, Network
+from yolov4_fast.network.layers import IMAGE, Conv, Network, Shortcut
 from yolov4_fast.network.module import NetworkModule
 
 # Layer 0: 4 BN filters over 3 channels (4 * (4 + 27) floats), 1: grouped, 2: biased.
@@ -197,6 +197,72 @@ def test_half_precision_is_written_as_float32(tmp_path: Path) -> None:
     assert torch.equal(
         read_weights(tmp_path / "b.weights", NETWORK)["layers.0.bn.bias"], torch.arange(1.0, 5.0)
     )
+
+
+class TestWeightedShortcuts:
+    """Darknet writes the weights of a shortcut where the shortcut stands among the layers."""
+
+    NETWORK = parse_cfg(
+        "[net]\nwidth=8\nheight=8\nchannels=3\n"
+        + "[convolutional]\nfilters=2\nactivation=leaky\n" * 3
+        + "[shortcut]\nfrom=-2,-3\nweights_type=per_feature\nweights_normalization=relu\n"
+        "[convolutional]\nfilters=2\nactivation=leaky\n"
+        "[shortcut]\nfrom=-2\nweights_type=per_channel\nweights_normalization=softmax\n"
+        "[shortcut]\nfrom=-2\n"
+    )
+    CONVS = (2 * (1 + 3), 2 * (1 + 2), 2 * (1 + 2))
+    COUNT = sum(CONVS) + 3 + 6 + 4
+
+    def test_floats_go_where_they_belong(self, tmp_path: Path) -> None:
+        path = save(tmp_path / "a.weights", values(self.COUNT))
+        state = read_weights(path, self.NETWORK)
+        begin = sum(self.CONVS)
+        assert state["layers.3.weights"].tolist() == [begin + 1, begin + 2, begin + 3]
+        begin += 3
+        assert state["layers.4.conv.bias"].tolist() == [begin + 1, begin + 2]
+        begin += 6
+        assert state["layers.5.weights"].tolist() == [
+            [begin + 1, begin + 2],
+            [begin + 3, begin + 4],
+        ]
+        assert set(state) == set(self.NETWORK.tensors())
+        NetworkModule(self.NETWORK).load_state_dict(state, strict=True)
+        write_weights(tmp_path / "b.weights", self.NETWORK, state)
+        assert (tmp_path / "b.weights").read_bytes() == path.read_bytes()
+
+    @pytest.mark.parametrize("missing", [1, 5])
+    def test_a_truncated_file(self, missing: int, tmp_path: Path) -> None:
+        path = save(tmp_path / "a.weights", values(self.COUNT - missing))
+        layer = 5 if missing < 4 else 4
+        with pytest.raises(WeightsError, match=f"the file ends in layer {layer} of 7"):
+            read_weights(path, self.NETWORK)
+
+    def test_a_backbone_counts_convolutions(self, tmp_path: Path) -> None:
+        path = save(tmp_path / "x.conv.4", values(sum(self.CONVS) + 3))
+        state, loaded = read_backbone(path, self.NETWORK)
+        assert loaded == 3 and "layers.3.weights" in state
+
+    def test_values_that_are_not_finite(self, tmp_path: Path) -> None:
+        floats = values(self.COUNT)
+        floats[-1] = np.nan
+        with pytest.raises(WeightsError, match=r"layer 5 \(layers.5.weights\) holds NaN"):
+            read_weights(save(tmp_path / "a.weights", floats), self.NETWORK)
+
+
+@pytest.mark.parametrize("layer", [Conv, Shortcut])
+def test_slopes_have_no_place_in_a_file(layer: type, tmp_path: Path) -> None:
+    first = Conv(inputs=(IMAGE,), filters=3, activation="prelu" if layer is Conv else "mish")
+    second = Shortcut(inputs=(0, 0), activation="mish" if layer is Conv else "prelu")
+    network = Network((first, second))
+    key = rf"layers\.{0 if layer is Conv else 1}\.slope"
+    with pytest.raises(WeightsError, match=rf"a.weights: .* no place for {key}.*safetensors"):
+        write_weights(tmp_path / "a.weights", network, NetworkModule(network).state_dict())
+    assert not list(tmp_path.iterdir())
+    floats = values(first.filters * (4 + 3))
+    with pytest.raises(WeightsError, match=f"no place for {key}"):
+        read_weights(save(tmp_path / "b.weights", floats), network)
+    state, loaded = read_backbone(save(tmp_path / "c.weights", floats), network)
+    assert loaded == 1 and not any(name.endswith("slope") for name in state)
 
 
 class TestBackbone:

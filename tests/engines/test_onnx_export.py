@@ -14,6 +14,7 @@ from yolov4_fast.engines.onnx_export import export_onnx, output_names
 from yolov4_fast.network.layers import (
     ACTIVATIONS,
     IMAGE,
+    SHORTCUT_NORMALIZATIONS,
     Conv,
     Head,
     MaxPool,
@@ -23,15 +24,20 @@ from yolov4_fast.network.layers import (
     Shortcut,
     Upsample,
 )
-from yolov4_fast.network.module import NetworkModule
+from yolov4_fast.network.module import ConvBlock, NetworkModule
 
 
 def random_module(network: Network) -> NetworkModule:
-    """A module whose normalisation statistics are not the trivial 0 and 1."""
+    """A module whose normalisation statistics, slopes and weights of shortcuts are not those that
+    it begins with.
+    """
     torch.manual_seed(0)
     module = NetworkModule(network).eval()
+    for name, parameter in module.named_parameters():
+        if name.endswith((".slope", ".weights")):
+            torch.nn.init.uniform_(parameter, -0.5, 1.5)
     for block in module.layers.values():
-        if block.bn is not None:
+        if isinstance(block, ConvBlock) and block.bn is not None:
             for values in (block.bn.weight, block.bn.running_var):
                 torch.nn.init.uniform_(values, 0.5, 1.5)
             for values in (block.bn.bias, block.bn.running_mean):
@@ -85,6 +91,34 @@ def test_shortcut(activation: str, count: int) -> None:
     convs = [Conv(inputs=(IMAGE,), filters=4) for _ in range(count)]
     shortcut = Shortcut(inputs=tuple(range(count)), activation=activation)
     assert_equal_in_onnxruntime(backbone(*convs, shortcut))
+
+
+@pytest.mark.parametrize("activation", ["linear", "mish", "prelu"])
+@pytest.mark.parametrize("normalization", SHORTCUT_NORMALIZATIONS)
+@pytest.mark.parametrize("weights", ["per_feature", "per_channel"])
+def test_weighted_shortcut(weights: str, normalization: str, activation: str) -> None:
+    convs = [Conv(inputs=(IMAGE,), filters=4) for _ in range(3)]
+    shortcut = Shortcut(
+        inputs=(2, 0, 1), activation=activation, weights=weights, normalization=normalization
+    )
+    assert_equal_in_onnxruntime(backbone(*convs, shortcut))
+
+
+@pytest.mark.parametrize(
+    ("activation", "kinds"),
+    [
+        ("relu6", ["Clip"]),
+        ("selu", ["Selu"]),
+        ("hard_swish", ["HardSwish"]),
+        ("prelu", ["PRelu"]),
+        ("mish", ["Softplus", "Tanh", "Mul"]),
+    ],
+)
+def test_activations_are_operators_of_onnx(activation: str, kinds: list[str]) -> None:
+    network = backbone(Conv(inputs=(IMAGE,), filters=4, activation=activation))
+    model = export_onnx(network, NetworkModule(network).state_dict())
+    assert [node.op_type for node in model.graph.node] == ["Conv", *kinds, "Identity"]
+    assert model.graph.node[-2].name == "layer_0"
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])

@@ -12,6 +12,7 @@ from yolov4_fast.darknet.cfg import parse_cfg
 from yolov4_fast.network.layers import (
     ACTIVATIONS,
     IMAGE,
+    SHORTCUT_NORMALIZATIONS,
     Conv,
     Head,
     MaxPool,
@@ -22,7 +23,13 @@ from yolov4_fast.network.layers import (
     Shortcut,
     Upsample,
 )
-from yolov4_fast.network.module import BN_EPS, NetworkModule, activate, max_pool
+from yolov4_fast.network.module import (
+    BN_EPS,
+    NetworkModule,
+    activate,
+    coefficients,
+    max_pool,
+)
 
 SCALARS = {
     "linear": lambda x: x,
@@ -31,11 +38,34 @@ SCALARS = {
     "swish": lambda x: x / (1 + math.exp(-x)),
     "logistic": lambda x: 1 / (1 + math.exp(-x)),
     "relu": lambda x: max(x, 0.0),
+    "relu6": lambda x: min(max(x, 0.0), 6.0),
+    "selu": lambda x: 1.0507009873554805 * (x if x > 0 else 1.6732632423543772 * math.expm1(x)),
+    "hard_swish": lambda x: x * min(max(x + 3, 0.0), 6.0) / 6,
 }
 
 
-def activated(x: np.ndarray, name: str) -> np.ndarray:
+def activated(x: np.ndarray, name: str, slope: np.ndarray | None = None) -> np.ndarray:
+    """x: [C, H, W] where a slope [C] is given, which is for prelu."""
+    if name == "prelu":
+        assert slope is not None
+        return np.where(x > 0, x, slope[:, None, None] * x)
     return np.vectorize(SCALARS[name], otypes=[np.float64])(x)
+
+
+def normalised(weights: np.ndarray, normalization: str) -> np.ndarray:
+    """Darknet's loop over the inputs, for each channel."""
+    table = weights.reshape(len(weights), -1)
+    out = table.copy()
+    for channel in range(table.shape[1]):
+        column = table[:, channel]
+        if normalization == "relu":
+            positive = [max(w, 0.0) for w in column]
+        elif normalization == "softmax":
+            positive = [math.exp(w - max(column)) for w in column]
+        else:
+            continue
+        out[:, channel] = [value / (0.0001 + sum(positive)) for value in positive]
+    return out
 
 
 def convolved(x: np.ndarray, weight: np.ndarray, stride: int, pad: int, groups: int) -> np.ndarray:
@@ -80,11 +110,21 @@ def randomised(network: Network) -> NetworkModule:
     return module
 
 
-@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("name", SCALARS)
 def test_activations(name: str) -> None:
     x = torch.linspace(-12, 12, 241)
     expected = activated(x.double().numpy(), name)
     np.testing.assert_allclose(activate(x, name).numpy(), expected, rtol=2e-6, atol=1e-7)
+
+
+def test_prelu_has_a_slope_for_each_channel() -> None:
+    assert set(SCALARS) | {"prelu"} == set(ACTIVATIONS)
+    x = torch.tensor([[1.0, -1.0], [1.0, -1.0], [0.0, -2.0]])[None]  # [B, C, L]
+    slope = torch.tensor([0.25, -1.0, 2.0])
+    assert activate(x, "prelu", slope)[0].tolist() == [[1.0, -0.25], [1.0, 1.0], [0.0, -4.0]]
+    assert activate(x.half(), "prelu", slope).dtype == torch.float16
+    with pytest.raises(ValueError, match="prelu takes a slope"):
+        activate(x, "prelu")
 
 
 def test_an_unknown_activation() -> None:
@@ -208,6 +248,123 @@ def test_sam_multiplies() -> None:
     assert torch.equal(run((double, Sam(inputs=(0, IMAGE))), image), 2 * image * image)
 
 
+@pytest.mark.parametrize("normalization", SHORTCUT_NORMALIZATIONS)
+@pytest.mark.parametrize("weights", ["per_feature", "per_channel"])
+@pytest.mark.parametrize("count", [2, 3])
+def test_weighted_shortcuts_against_numpy(count: int, weights: str, normalization: str) -> None:
+    convs = [Conv(inputs=(IMAGE,), filters=5, activation="prelu") for _ in range(count)]
+    shortcut = Shortcut(
+        inputs=tuple(range(count)), activation="prelu", weights=weights, normalization=normalization
+    )
+    network = Network((*convs, shortcut), 4, 3)
+    module = randomised(network)
+    state = {key: value.double().numpy() for key, value in module.state_dict().items()}
+    assert state[f"layers.{count}.weights"].shape == (
+        (count,) if weights == "per_feature" else (count, 5)
+    )
+    image = torch.randn(2, 3, 3, 4)
+    with torch.inference_mode():
+        (ours,) = module(image)
+    for sample in range(2):
+        outputs: list[np.ndarray] = []
+        by_hand(network, state, image[sample].double().numpy(), outputs)
+        np.testing.assert_allclose(ours[sample].numpy(), outputs[-1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("normalization", SHORTCUT_NORMALIZATIONS)
+def test_coefficients_by_hand(normalization: str) -> None:
+    """Inputs of weights 1 and 3; then -1 and 2, of which relu leaves the second alone."""
+    found = coefficients(torch.tensor([[1.0, -1.0], [3.0, 2.0]]), normalization)
+    e2, e3 = math.exp(-2), math.exp(-3)
+    expected = {
+        "none": [[1.0, -1.0], [3.0, 2.0]],
+        "relu": [[1 / 4.0001, 0], [3 / 4.0001, 2 / 2.0001]],
+        "softmax": [
+            [e2 / (1.0001 + e2), e3 / (1.0001 + e3)],
+            [1 / (1.0001 + e2), 1 / (1.0001 + e3)],
+        ],
+    }[normalization]
+    torch.testing.assert_close(found, torch.tensor(expected))
+    huge = coefficients(torch.tensor([200.0, 100.0]), normalization)
+    assert huge.isfinite().all()
+
+
+@pytest.mark.parametrize("normalization", SHORTCUT_NORMALIZATIONS)
+@pytest.mark.parametrize("weights", ["per_feature", "per_channel"])
+def test_gradients_reach_weights_and_slopes(weights: str, normalization: str) -> None:
+    network = Network(
+        (
+            Conv(inputs=(IMAGE,), filters=4, activation="prelu"),
+            Conv(inputs=(0,), filters=4, activation="mish"),
+            Shortcut(
+                inputs=(1, 0), activation="prelu", weights=weights, normalization=normalization
+            ),
+        ),
+        6,
+        5,
+    )
+    torch.manual_seed(0)
+    module = NetworkModule(network).double()
+    shapes = {name: tuple(p.shape) for name, p in module.named_parameters()}
+    assert shapes["layers.2.weights"] == ((2,) if weights == "per_feature" else (2, 4))
+    assert shapes["layers.0.slope"] == shapes["layers.2.slope"] == (4,)
+    assert module.state_dict()["layers.0.slope"].tolist() == [0.25] * 4
+    assert module.state_dict()["layers.2.weights"].eq(1).all()
+    image = torch.randn(2, 3, 5, 6, dtype=torch.float64)
+    factors = torch.randn(2, 4, 5, 6, dtype=torch.float64)
+    for name in ("layers.2.weights", "layers.0.slope", "layers.2.slope"):
+        parameter = module.get_parameter(name)
+        with torch.no_grad():
+            parameter += 0.3 * torch.rand_like(parameter)  # no ties, where max has no derivative
+        (gradient,) = torch.autograd.grad((module(image)[0] * factors).sum(), parameter)
+        flat, step = parameter.data.view(-1), 1e-6
+        for position in range(flat.numel()):
+            sums = []
+            for sign in (1, -1):
+                flat[position] += sign * step
+                with torch.no_grad():
+                    sums.append(float((module(image)[0] * factors).sum()))
+                flat[position] -= sign * step
+            slope = (sums[0] - sums[1]) / (2 * step)
+            assert float(gradient.flatten()[position]) == pytest.approx(slope, rel=1e-5, abs=1e-6)
+        assert gradient.abs().max() > 0
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_bfloat16_stays_so_under_autocast(activation: str) -> None:
+    """Neither weights nor slopes, which are float32, make the maps float32."""
+    network = Network(
+        (
+            Conv(inputs=(IMAGE,), filters=4, activation=activation),
+            Conv(inputs=(0,), filters=4, activation=activation),
+            Shortcut(inputs=(1, 0), weights="per_channel", normalization="softmax"),
+            Shortcut(inputs=(2, 1), weights="per_feature", activation=activation),
+        ),
+        6,
+        5,
+    )
+    module = NetworkModule(network).eval()
+    with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
+        (out,) = module(torch.rand(1, 3, 5, 6))
+    assert out.dtype == torch.bfloat16
+
+
+def test_shortcuts_without_parameters_have_no_module() -> None:
+    network = Network((Conv(inputs=(IMAGE,), filters=4), Shortcut(inputs=(0, 0))), 6, 5)
+    assert set(NetworkModule(network).layers) == {"0"}
+
+
+def test_weights_of_shortcuts_that_do_not_exist() -> None:
+    with pytest.raises(NetworkError, match="weights 'both' is not one of none, per_feature"):
+        Shortcut(inputs=(0, 1), weights="both")
+    with pytest.raises(NetworkError, match="normalization 'max' is not one of none, relu"):
+        Shortcut(inputs=(0, 1), weights="per_feature", normalization="max")
+    with pytest.raises(NetworkError, match="softmax has nothing to normalise"):
+        Shortcut(inputs=(0, 1), normalization="softmax")
+    with pytest.raises(ValueError, match="unknown normalization 'max'"):
+        coefficients(torch.ones(2), "max")
+
+
 def test_a_network_of_every_layer_against_numpy() -> None:
     network = parse_cfg(
         "[net]\nwidth=8\nheight=6\nchannels=3\n"
@@ -260,9 +417,14 @@ def by_hand(
                     out += state[f"{key}.bn.bias"][:, None, None]
                 else:
                     out += state[f"{key}.conv.bias"][:, None, None]
-                out = activated(out, layer.activation)
+                out = activated(out, layer.activation, state.get(f"{key}.slope"))
             case Shortcut():
-                out = activated(sum(x[1:], x[0]), layer.activation)
+                weights = state.get(f"layers.{index}.weights")
+                if weights is not None:
+                    factors = normalised(weights, layer.normalization)
+                    x = [a * f.reshape(-1, 1, 1) for a, f in zip(x, factors, strict=True)]
+                slope = state.get(f"layers.{index}.slope")
+                out = activated(sum(x[1:], x[0]), layer.activation, slope)
             case Sam():
                 out = x[0] * x[1]
             case MaxPool():

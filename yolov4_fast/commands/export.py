@@ -62,8 +62,8 @@ def run(arguments: argparse.Namespace) -> int:
     elif arguments.format == "safetensors":
         write_checkpoint(output, model.network, model.state, model.class_names, dtype=torch.float16)
     else:
+        write_weights(written[1], model.network, model.state)  # refuses what it cannot hold
         _write_text(written[0], write_cfg(model.network))
-        write_weights(written[1], model.network, model.state)
         _write_text(written[2], "\n".join(model.class_names) + "\n")
     for path in written:
         print(f"{path}: {path.stat().st_size:,} bytes")

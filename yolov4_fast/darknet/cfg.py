@@ -6,6 +6,10 @@ run on. What is not understood is refused (CfgError names file, line, section, k
 right); training keys of [net] and [yolo] are kept verbatim in `Network.training` and
 `Head.training`; keys of other sections that cannot affect inference are dropped with one warning
 that names them.
+
+Two things are ours, so that checkpoints and engine files, which hold cfg text, can say them:
+Darknet does not know the activations hard_swish and prelu, and its parser refuses a weighted
+[shortcut] without weights_normalization, which its documentation allows.
 """
 
 from __future__ import annotations
@@ -98,6 +102,9 @@ def _options(index: int, layer: Layer) -> Iterator[tuple[str, object]]:
         case Shortcut():
             yield "from", _relative(index, layer.inputs[1:])
             yield "activation", layer.activation
+            if layer.weights != "none":
+                yield "weights_type", layer.weights
+                yield "weights_normalization", layer.normalization
         case Route():
             yield "layers", _relative(index, layer.inputs)
             if layer.groups != 1:

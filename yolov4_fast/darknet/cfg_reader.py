@@ -16,6 +16,8 @@ from yolov4_fast.network.layers import (
     ACTIVATIONS,
     IMAGE,
     NMS_KINDS,
+    SHORTCUT_NORMALIZATIONS,
+    SHORTCUT_WEIGHTS,
     Conv,
     Head,
     Layer,
@@ -30,6 +32,9 @@ from yolov4_fast.network.layers import (
 )
 
 IOU_LOSSES = ("mse", "iou", "giou", "diou", "ciou")
+# Darknet's second names for settings of a shortcut.
+WEIGHTS_ALIASES = {"per_layer": "per_feature"}
+NORMALIZATION_ALIASES = {"avg_relu": "relu"}
 
 NET_TRAINING = frozenset(
     """batch subdivisions momentum decay angle aspect saturation exposure hue learning_rate
@@ -44,7 +49,7 @@ NET_TRAINING = frozenset(
 YOLO_TRAINING = frozenset(
     """jitter resize random truth_thresh max max_delta objectness_smooth label_smooth_eps focal_loss
     counters_per_class delta_normalizer iou_thresh_kind map show_details track_history_size
-    sim_thresh dets_for_track dets_for_show track_ciou_norm""".split()
+    sim_thresh dets_for_track dets_for_show track_ciou_norm uc_normalizer beta1""".split()
 )
 # Understood, and without effect on inference: dropped with a warning.
 LAYER_TRAINING = frozenset(
@@ -215,11 +220,17 @@ class CfgReader:
         )
 
     def _shortcut(self, section: Section) -> Shortcut:
-        section.choice("weights_type", "none", ("none",))
-        section.text("weights_normalization", None)  # of no effect without weights
+        weights = section.choice("weights_type", "none", (*SHORTCUT_WEIGHTS, *WEIGHTS_ALIASES))
+        normalization = section.choice(
+            "weights_normalization", "none", (*SHORTCUT_NORMALIZATIONS, *NORMALIZATION_ALIASES)
+        )
+        if weights == "none":
+            normalization = "none"  # it is of no effect
         return Shortcut(
             inputs=(self._last(section), *self._sources(section, "from")),
             activation=section.choice("activation", "linear", ACTIVATIONS),
+            weights=WEIGHTS_ALIASES.get(weights, weights),
+            normalization=NORMALIZATION_ALIASES.get(normalization, normalization),
         )
 
     def _route(self, section: Section) -> Route:

@@ -3,7 +3,9 @@
 The file is little-endian: int32 major, minor and revision; the number of images seen in training,
 uint64 from version 0.2 on and uint32 before; then, for every convolution in order, float32 values:
 beta, gamma, running mean, running variance and weights, or, without batch normalisation, bias and
-weights. Weights are [filters, channels / groups, size, size].
+weights. Weights are [filters, channels / groups, size, size]. A weighted shortcut has its weights
+at its place among the convolutions, [inputs] or [inputs, channels], the layer before it first. The
+slopes of a PReLU, which Darknet does not know, have no place: such a network is refused.
 
 A state dict has the keys that `network.module` documents, without the counters that torch adds to
 batch normalisation, which `load_state_dict` fills in. Tensors are float32, contiguous, on the CPU.
@@ -58,7 +60,7 @@ class Header:
 
 @dataclass(frozen=True)
 class _Part:
-    """One tensor of one convolution: where it goes and its shape."""
+    """One tensor of one layer: where it goes and its shape."""
 
     layer: int
     key: str
@@ -66,18 +68,20 @@ class _Part:
 
 
 def _parts(network: Network) -> Iterator[_Part]:
-    """The tensors of a network in the order of the file."""
-    inputs = network.input_shapes()
-    for index, conv in network.convolutions():
-        prefix = f"layers.{index}"
-        vector = (conv.filters,)
-        if conv.batch_normalize:
-            for name in ("bias", "weight", "running_mean", "running_var"):
-                yield _Part(index, f"{prefix}.bn.{name}", vector)
-        else:
-            yield _Part(index, f"{prefix}.conv.bias", vector)
-        channels = inputs[index][0][0]
-        yield _Part(index, f"{prefix}.conv.weight", conv.weight_shape(channels))
+    """The tensors of a network in the order of the file, but for slopes."""
+    for key, shape in network.tensors().items():
+        _, layer, name = key.split(".", 2)
+        if name != "slope":
+            yield _Part(int(layer), key, shape)
+
+
+def _check_slopes(path: str | Path, network: Network) -> None:
+    for key in network.tensors():
+        if key.endswith(".slope"):
+            raise WeightsError(
+                f"{path}: a Darknet weights file has no place for {key}, the slopes of a prelu; "
+                "this network's weights are kept in checkpoints (.safetensors)"
+            )
 
 
 def read_header(path: str | Path) -> Header:
@@ -106,8 +110,10 @@ def read_weights(path: str | Path, network: Network) -> dict[str, Tensor]:
     """All weights of a network, which must fill the file exactly.
 
     Raises WeightsError for a file that is too short (saying in which layer it ends) or too long,
-    has no valid header, or holds a value that is not finite or a negative variance.
+    has no valid header, or holds a value that is not finite or a negative variance, and for a
+    network with prelu.
     """
+    _check_slopes(path, network)
     with open(path, "rb") as file:
         header = _read_header(file, path)
         found, odd = _floats_left(file, path, header)
@@ -159,8 +165,9 @@ def read_backbone(
     """The first layers of a network from a file such as yolov4.conv.137.
 
     layers: how many of the network's layers to take; by default as many as the file holds. Returns
-    the state dict of those layers, and how many convolutions that is. Raises WeightsError for a
-    file that ends within a convolution, or not where its name says (137 in the example).
+    the state dict of those layers, without slopes of prelu, and how many convolutions that is.
+    Raises WeightsError for a file that ends within a layer, or not where its name says (137 in the
+    example).
     """
     path = Path(path)
     named = re.search(r"\.conv\.(\d+)$", path.name)
@@ -173,12 +180,12 @@ def read_backbone(
         for layer, group in groupby(_parts(network), lambda part: part.layer):
             if cut is not None and layer >= cut:
                 break
-            convolution = list(group)
-            size = sum(prod(part.shape) for part in convolution)
+            parts = list(group)
+            size = sum(prod(part.shape) for part in parts)
             if end + size > found:
                 incomplete = layer
                 break
-            taken += convolution
+            taken += parts
             end += size
         if incomplete is not None and (cut is not None or found > end or odd):
             meant = f", but {cut} layers are meant to be in it" if cut else ""
@@ -193,7 +200,8 @@ def read_backbone(
             )
         if not taken:
             raise WeightsError(f"{path}: holds no whole convolution of this network")
-        return _read_parts(file, path, taken), len({part.layer for part in taken})
+        convolutions = sum(part.key.endswith(".conv.weight") for part in taken)
+        return _read_parts(file, path, taken), convolutions
 
 
 def write_weights(
@@ -207,8 +215,9 @@ def write_weights(
 
     seen: images seen in training. header: one that was read, to be kept, instead of 0.2.5 and seen.
     Raises WeightsError for a state dict that lacks a tensor, or has one of another shape or with
-    values that are not finite.
+    values that are not finite, and for a network with prelu.
     """
+    _check_slopes(path, network)
     for part in _parts(network):
         if part.key not in state:
             raise WeightsError(f"layer {part.layer}: the weights have no {part.key}")

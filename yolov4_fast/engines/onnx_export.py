@@ -123,13 +123,7 @@ class _Graph:
             case Conv():
                 return self.convolution(index, layer, inputs[0])
             case Shortcut():
-                total = inputs[0]
-                for number, other in enumerate(inputs[1:], 1):
-                    last = number == len(inputs) - 1 and layer.activation == "linear"
-                    total = self.node(
-                        "Add", [total, other], name if last else f"{name}.sum{number}"
-                    )
-                return self.activation(name, layer.activation, total)
+                return self.shortcut(index, layer, inputs)
             case Route():
                 return self.route(index, layer, inputs)
             case MaxPool():
@@ -164,9 +158,28 @@ class _Graph:
             pads=[layer.pad] * 4,
             group=layer.groups,
         )
-        return self.activation(name, layer.activation, output)
+        return self.activation(index, layer.activation, output)
 
-    def activation(self, name: str, activation: str, source: str) -> str:
+    def shortcut(self, index: int, layer: Shortcut, inputs: list[str]) -> str:
+        name = f"layer_{index}"
+        if layer.weights != "none":
+            weights = self.state[f"layers.{index}.weights"].numpy()
+            inputs = [
+                self.node(
+                    "Mul",
+                    [source, self.constant(f"{name}.weight{number}", row.reshape(-1, 1, 1))],
+                    f"{name}.product{number}",
+                )
+                for number, (source, row) in enumerate(zip(inputs, weights, strict=True))
+            ]
+        total = inputs[0]
+        for number, other in enumerate(inputs[1:], 1):
+            last = number == len(inputs) - 1 and layer.activation == "linear"
+            total = self.node("Add", [total, other], name if last else f"{name}.sum{number}")
+        return self.activation(index, layer.activation, total)
+
+    def activation(self, index: int, activation: str, source: str) -> str:
+        name = f"layer_{index}"
         match activation:
             case "linear":
                 return source
@@ -185,6 +198,19 @@ class _Graph:
                 return self.node(
                     "Mul", [source, self.node("Sigmoid", [source], f"{name}.sigmoid")], name
                 )
+            case "relu6":
+                bounds = [
+                    self.constant(f"{name}.{part}", np.array(value, np.float32))
+                    for part, value in (("least", 0), ("most", 6))
+                ]
+                return self.node("Clip", [source, *bounds], name)
+            case "selu":
+                return self.node("Selu", [source], name)
+            case "hard_swish":
+                return self.node("HardSwish", [source], name)
+            case "prelu":
+                slope = self.state[f"layers.{index}.slope"].numpy().reshape(-1, 1, 1)
+                return self.node("PRelu", [source, self.constant(f"{name}.slope", slope)], name)
         raise NetworkError(f"{name}: activation {activation!r} has no form in ONNX")
 
     def route(self, index: int, layer: Route, inputs: list[str]) -> str:

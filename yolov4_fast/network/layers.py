@@ -16,11 +16,17 @@ from math import prod
 from typing import ClassVar
 
 IMAGE = -1
-ACTIVATIONS = ("linear", "leaky", "mish", "swish", "logistic", "relu")
+ACTIVATIONS = (
+    *("linear", "leaky", "mish", "swish", "logistic", "relu"),
+    *("relu6", "selu", "hard_swish", "prelu"),
+)
+SHORTCUT_WEIGHTS = ("none", "per_feature", "per_channel")
+SHORTCUT_NORMALIZATIONS = ("none", "relu", "softmax")
 NMS_KINDS = ("default", "greedynms", "diounms")
 GREEDY_NMS_BETA = 0.6  # the exponent that Darknet hard-codes for nms_kind=greedynms
 
 Shape = tuple[int, int, int]  # channels, height, width
+Tensors = dict[str, tuple[int, ...]]  # names and shapes
 
 
 class NetworkError(ValueError):
@@ -37,8 +43,19 @@ class Layer:
     def output_shape(self, *shapes: Shape) -> Shape:
         raise NotImplementedError
 
+    def tensors(self, *shapes: Shape) -> Tensors:
+        """What it stores: the end of each key of the state dict, after `layers.{number}.`, and its
+        shape, in the order of a .weights file, which has no place for `slope`.
+        """
+        return {}
+
     def parameters(self, *shapes: Shape) -> int:
-        return 0
+        """Number of trainable parameters."""
+        return sum(
+            prod(shape)
+            for name, shape in self.tensors(*shapes).items()
+            if not name.startswith("bn.running")
+        )
 
     def operations(self, *shapes: Shape) -> int:
         """Operations for one image, by Darknet's count: 2 a multiply-add, 1 a comparison or sum."""
@@ -47,7 +64,10 @@ class Layer:
 
 @dataclass(frozen=True, kw_only=True)
 class Conv(Layer):
-    """Convolution, then batch normalisation (or a bias), then an activation."""
+    """Convolution, then batch normalisation (or a bias), then an activation.
+
+    Of the activations prelu alone has parameters: a slope for the negative values of each channel.
+    """
 
     filters: int
     size: int = 1
@@ -59,10 +79,7 @@ class Conv(Layer):
     name: ClassVar[str] = "convolutional"
 
     def __post_init__(self) -> None:
-        if self.activation not in ACTIVATIONS:
-            raise NetworkError(
-                f"activation {self.activation!r} is not one of {', '.join(ACTIVATIONS)}"
-            )
+        _one_of("activation", self.activation, ACTIVATIONS)
         if min(self.filters, self.size, self.stride, self.groups) < 1:
             raise NetworkError("filters, size, stride and groups must be at least 1")
         if self.padding is None:
@@ -87,10 +104,15 @@ class Conv(Layer):
     def weight_shape(self, channels: int) -> tuple[int, int, int, int]:
         return self.filters, channels // self.groups, self.size, self.size
 
-    def parameters(self, *shapes: Shape) -> int:
-        """Trainable parameters: weights, and beta and gamma of the normalisation or the bias."""
-        per_filter = shapes[0][0] // self.groups * self.size**2 + (2 if self.batch_normalize else 1)
-        return self.filters * per_filter
+    def tensors(self, *shapes: Shape) -> Tensors:
+        vectors = (
+            ("bn.bias", "bn.weight", "bn.running_mean", "bn.running_var")
+            if self.batch_normalize
+            else ("conv.bias",)
+        )
+        found: Tensors = dict.fromkeys(vectors, (self.filters,))
+        found["conv.weight"] = self.weight_shape(shapes[0][0])
+        return found | ({"slope": (self.filters,)} if self.activation == "prelu" else {})
 
     def operations(self, *shapes: Shape) -> int:
         _, height, width = self.output_shape(*shapes)
@@ -99,18 +121,37 @@ class Conv(Layer):
 
 @dataclass(frozen=True, kw_only=True)
 class Shortcut(Layer):
-    """Sum of its inputs (a residual connection), then an activation."""
+    """Sum of its inputs (a residual connection), then an activation.
+
+    weights: the sum is weighted, by one trained weight of each input (per_feature) or of each
+    channel of each input (per_channel); the YOLOv4 paper's MiWRC. normalization: what becomes of
+    the weights of all inputs first (`module.coefficients`).
+    """
 
     activation: str = "linear"
+    weights: str = "none"
+    normalization: str = "none"
     name: ClassVar[str] = "shortcut"
 
     def __post_init__(self) -> None:
-        if self.activation not in ACTIVATIONS:
+        _one_of("activation", self.activation, ACTIVATIONS)
+        _one_of("weights", self.weights, SHORTCUT_WEIGHTS)
+        _one_of("normalization", self.normalization, SHORTCUT_NORMALIZATIONS)
+        if self.weights == "none" and self.normalization != "none":
             raise NetworkError(
-                f"activation {self.activation!r} is not one of {', '.join(ACTIVATIONS)}"
+                f"normalization {self.normalization} has nothing to normalise without weights"
             )
         if len(self.inputs) < 2:
             raise NetworkError("a shortcut adds at least two inputs")
+
+    def tensors(self, *shapes: Shape) -> Tensors:
+        count, channels = len(shapes), shapes[0][0]
+        found: Tensors = {}
+        if self.weights == "per_feature":
+            found["weights"] = (count,)
+        elif self.weights == "per_channel":
+            found["weights"] = (count, channels)
+        return found | ({"slope": (channels,)} if self.activation == "prelu" else {})
 
     def output_shape(self, *shapes: Shape) -> Shape:
         if len(set(shapes)) != 1:
@@ -118,7 +159,7 @@ class Shortcut(Layer):
         return shapes[0]
 
     def operations(self, *shapes: Shape) -> int:
-        return prod(shapes[0]) * (len(shapes) - 1)
+        return prod(shapes[0]) * (len(shapes) - 1) * (1 if self.weights == "none" else 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -331,6 +372,16 @@ class Network:
             shapes.append(shape)
         return tuple(shapes)
 
+    def tensors(self) -> Tensors:
+        """Keys and shapes of the state dict, layer by layer; see `Layer.tensors`."""
+        return {
+            f"layers.{index}.{name}": shape
+            for index, (layer, inputs) in enumerate(
+                zip(self.layers, self.input_shapes(), strict=True)
+            )
+            for name, shape in layer.tensors(*inputs).items()
+        }
+
     def _shape(self, shapes: list[Shape], source: int) -> Shape:
         if source == IMAGE:
             return self.channels, self.height, self.width
@@ -369,3 +420,8 @@ class Network:
                 f"an input of {width}x{height} does not fit: both sides must be multiples of {step}"
             )
         return Network(self.layers, width, height, self.channels, self.letter_box, self.training)
+
+
+def _one_of(field: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise NetworkError(f"{field} {value!r} is not one of {', '.join(known)}")

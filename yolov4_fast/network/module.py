@@ -2,7 +2,9 @@
 
 State-dict keys are `layers.{index}.conv.weight`,
 `layers.{index}.bn.{weight,bias,running_mean,running_var}` or, for a convolution without
-normalisation, `layers.{index}.conv.bias`, where index is the layer's number in the Network.
+normalisation, `layers.{index}.conv.bias`, where index is the layer's number in the Network;
+`layers.{index}.slope` [channels] of a PReLU; and `layers.{index}.weights` of a weighted shortcut,
+[inputs] or [inputs, channels], before they are normalised.
 """
 
 from __future__ import annotations
@@ -20,15 +22,22 @@ from yolov4_fast.network.layers import (
     Network,
     Route,
     Sam,
+    Shape,
     Shortcut,
     Upsample,
 )
 
-BN_EPS = 1e-5  # Darknet's constant
+BN_EPS = 1e-5  # Darknet's constants
+SHORTCUT_EPS = 1e-4
+PRELU_SLOPE = 0.25  # at first, as in the paper (arXiv 1502.01852)
 
 
-def activate(x: Tensor, name: str) -> Tensor:
-    """Apply a Darknet activation by name; leaky has slope 0.1."""
+def activate(x: Tensor, name: str, slope: Tensor | None = None) -> Tensor:
+    """Apply an activation by name; leaky has slope 0.1.
+
+    x: [B, C, ...]. slope: [C], of negative values, for prelu alone. SELU's two constants are those
+    of its paper (arXiv 1706.02515), which Darknet cuts to five digits.
+    """
     match name:
         case "linear":
             return x
@@ -42,11 +51,47 @@ def activate(x: Tensor, name: str) -> Tensor:
             return torch.sigmoid(x)
         case "relu":
             return F.relu(x)
+        case "relu6":
+            return F.relu6(x)
+        case "selu":
+            return F.selu(x)
+        case "hard_swish":
+            return F.hardswish(x)
+        case "prelu":
+            if slope is None:
+                raise ValueError("prelu takes a slope for each channel")
+            return F.prelu(x, slope.to(x.dtype))
     raise ValueError(f"unknown activation {name!r}")
+
+
+def coefficients(weights: Tensor, normalization: str) -> Tensor:
+    """What each input of a weighted shortcut is multiplied with, as Darknet normalises: for each
+    channel over the inputs
+
+        relu     relu(w) / (1e-4 + sum of relu(w))
+        softmax  exp(w - max w) / (1e-4 + sum of exp(w - max w))
+        none     w
+
+    weights: [inputs] or [inputs, channels]; returns the same shape. So the coefficients sum up to a
+    little less than 1. Darknet trains the weights as if the sum were constant; here autograd takes
+    the whole derivative.
+    """
+    match normalization:
+        case "relu":
+            positive = F.relu(weights)
+        case "softmax":
+            positive = torch.exp(weights - weights.amax(0))
+        case "none":
+            return weights
+        case _:
+            raise ValueError(f"unknown normalization {normalization!r}")
+    return positive / (SHORTCUT_EPS + positive.sum(0))
 
 
 class ConvBlock(nn.Module):
     """Convolution, batch normalisation (unless folded or absent), activation."""
+
+    slope: nn.Parameter | None
 
     def __init__(self, spec: Conv, channels: int, momentum: float) -> None:
         super().__init__()
@@ -65,12 +110,39 @@ class ConvBlock(nn.Module):
             else None
         )
         self.activation = spec.activation
+        self.register_parameter(
+            "slope", _slopes(spec.filters) if spec.activation == "prelu" else None
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv(x)
         if self.bn is not None:
             x = self.bn(x)
-        return activate(x, self.activation)
+        return activate(x, self.activation, self.slope)
+
+
+class ShortcutBlock(nn.Module):
+    """A shortcut that has parameters: weights of its inputs, the slopes of its prelu, or both."""
+
+    weights: nn.Parameter | None
+    slope: nn.Parameter | None
+
+    def __init__(self, spec: Shortcut, shapes: tuple[Shape, ...]) -> None:
+        super().__init__()
+        self.normalization = spec.normalization
+        self.activation = spec.activation
+        stored = spec.tensors(*shapes)
+        weights = nn.Parameter(torch.ones(stored["weights"])) if "weights" in stored else None
+        self.register_parameter("weights", weights)
+        self.register_parameter("slope", _slopes(shapes[0][0]) if "slope" in stored else None)
+
+    def forward(self, inputs: list[Tensor]) -> Tensor:
+        if self.weights is not None:
+            # [inputs, 1 or channels, 1, 1], of the maps' type, which autocast leaves it in
+            factors = coefficients(self.weights, self.normalization).to(inputs[0].dtype)
+            factors = factors.view(len(inputs), -1, 1, 1)
+            inputs = [x * factor for x, factor in zip(inputs, factors, strict=True)]
+        return activate(_sum(inputs), self.activation, self.slope)
 
 
 class NetworkModule(nn.Module):
@@ -84,9 +156,13 @@ class NetworkModule(nn.Module):
         super().__init__()
         self.network = network
         self.layers = nn.ModuleDict()
-        shapes = network.input_shapes()
-        for index, spec in network.convolutions():
-            self.layers[str(index)] = ConvBlock(spec, shapes[index][0][0], bn_momentum)
+        for index, (spec, shapes) in enumerate(
+            zip(network.layers, network.input_shapes(), strict=True)
+        ):
+            if isinstance(spec, Conv):
+                self.layers[str(index)] = ConvBlock(spec, shapes[0][0], bn_momentum)
+            elif isinstance(spec, Shortcut) and spec.tensors(*shapes):
+                self.layers[str(index)] = ShortcutBlock(spec, shapes)
         self._last_use = _last_uses(network)
         self.reset_parameters()
 
@@ -94,7 +170,14 @@ class NetworkModule(nn.Module):
         """Kaiming-normal weights (fan in), unit normalisation, heads that start by finding nothing.
 
         Heads: objectness 0.01, classes 1/num_classes, as in the RetinaNet paper's section 4.1.
+        Weights of shortcuts are 1, as in Darknet.
         """
+        for module in self.layers.values():
+            assert isinstance(module, ConvBlock | ShortcutBlock)
+            if module.slope is not None:
+                nn.init.constant_(module.slope, PRELU_SLOPE)
+            if isinstance(module, ShortcutBlock) and module.weights is not None:
+                nn.init.ones_(module.weights)
         for index, _ in self.network.convolutions():
             block = self._block(index)
             nn.init.kaiming_normal_(block.conv.weight, mode="fan_in", nonlinearity="relu")
@@ -133,11 +216,10 @@ class NetworkModule(nn.Module):
         match layer:
             case Conv():
                 return self.layers[str(index)](inputs[0])
+            case Shortcut() if str(index) in self.layers:
+                return self.layers[str(index)](inputs)
             case Shortcut():
-                total = inputs[0] + inputs[1]
-                for other in inputs[2:]:
-                    total = total + other
-                return activate(total, layer.activation)
+                return activate(_sum(inputs), layer.activation)
             case Route():
                 parts = [x.chunk(layer.groups, 1)[layer.group] for x in inputs]
                 return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
@@ -148,6 +230,17 @@ class NetworkModule(nn.Module):
             case Sam():
                 return inputs[0] * inputs[1]
         raise TypeError(f"layer {index}: {type(layer).__name__} cannot be executed")
+
+
+def _slopes(channels: int) -> nn.Parameter:
+    return nn.Parameter(torch.full((channels,), PRELU_SLOPE))
+
+
+def _sum(inputs: list[Tensor]) -> Tensor:
+    total = inputs[0] + inputs[1]
+    for other in inputs[2:]:
+        total = total + other
+    return total
 
 
 def max_pool(x: Tensor, layer: MaxPool) -> Tensor:

@@ -36,6 +36,7 @@ from yolov4_fast.engines.cuda.lower import lower
 from yolov4_fast.engines.cuda.plan import Convolution, Plan
 from yolov4_fast.network.architectures import yolov4
 from yolov4_fast.network.fold import without_normalisation
+from yolov4_fast.ops.activation import ACTIVATION_CODES
 
 pytestmark = pytest.mark.skipif(available() is not None, reason=str(available()))
 
@@ -162,7 +163,10 @@ def kernel(data: bytes) -> str:
     return found.pop().decode()
 
 
-OPERATIONS = {"linear": 1, "leaky": 2, "mish": 8}  # with the bias
+OPERATIONS = {  # with the bias
+    "linear": 1, "leaky": 2, "mish": 8, "swish": 5, "logistic": 5, "relu": 2, "relu6": 3, "selu": 8,
+    "hard_swish": 6,
+}  # fmt: skip
 
 
 def check(gpu: DescribedGpu, store: PlanStore, plans: list[tuple[Problem, str]]) -> None:
@@ -194,6 +198,24 @@ def test_one_problem_in_all_its_plans(gpu: DescribedGpu, tmp_path: Path) -> None
     kernels = {kernel(data or b"") for data in compiled}
     configs = {name.split("_k24=")[1] for _, name in plans}
     assert len(kernels) >= len(configs) > 2, "other tilings must be other kernels"
+
+
+@pytest.mark.slow
+def test_every_activation(gpu: DescribedGpu, tmp_path: Path) -> None:
+    problems = [
+        Problem(
+            batch=1, height=26, width=26, channels=64, filters=64, size=1, stride=1, padding=0,
+            activation=activation, dtype=torch.float16, out_dtype=torch.float16, source_row=64,
+            out_row=64, residual_dtype=torch.float16, residual_row=64,
+        )
+        for activation in ACTIVATION_CODES
+    ]  # fmt: skip
+    plans = [
+        (problem, found[0]) for problem, found in zip(problems, names(gpu, problems), strict=True)
+    ]
+    store = PlanStore(tmp_path)
+    assert compile_plans(plans, gpu, store, processes=2) == len(ACTIVATION_CODES)
+    check(gpu, store, plans)
 
 
 # What the kernels of an engine are called.

@@ -26,12 +26,15 @@ from yolov4_fast.engines.cuda.reference import reference_kernel
 from yolov4_fast.engines.engine import DeviceError
 from yolov4_fast.network.fold import fold
 from yolov4_fast.network.layers import (
+    ACTIVATIONS,
     IMAGE,
     Conv,
     Head,
+    Layer,
     MaxPool,
     Network,
     Route,
+    Sam,
     Shortcut,
     Upsample,
 )
@@ -497,6 +500,58 @@ def test_our_kernels_run_a_network(
     assert worst(engine.run(images), expected) < most
     kernels = {row[2] for row in json.loads(engine.learnt()[TUNING])["choices"]}
     assert all(kernel.startswith("triton") for kernel in kernels)
+
+
+@pytest.fixture(scope="module")
+def special() -> Network:
+    """Every activation that kernels know by number, prelu, a weighted sum, attention."""
+    conv = dict(filters=8, size=1)
+    known = [name for name in ACTIVATIONS if name != "prelu"]
+    layers: list[Layer] = [
+        Conv(inputs=(number - 1,), activation=activation, **conv)
+        for number, activation in enumerate(known)
+    ]
+    last = len(layers) - 1
+    layers += [
+        Conv(inputs=(last,), activation="prelu", **conv),
+        Shortcut(
+            inputs=(last + 1, last, 0), weights="per_channel", normalization="relu",
+            activation="prelu",
+        ),
+        Conv(inputs=(last + 2,), activation="logistic", **conv),
+        Sam(inputs=(last + 3, last + 2)),
+        Conv(inputs=(last + 4,), filters=6, batch_normalize=False),
+        Head(inputs=(last + 5,), all_anchors=((4.0, 6.0),), mask=(0,), num_classes=1, stride=1),
+    ]  # fmt: skip
+    return Network(tuple(layers), width=8, height=8)
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize(("precision", "most"), [("f32", 1e-5), ("fp16", 5e-3)])
+def test_the_bag_of_specials(
+    special: Network, cpu_device, tuning_folder: Path, tmp_path: Path,
+    precision: str, most: float, backend: str,
+) -> None:  # fmt: skip
+    """Each step by torch, or by Triton in its interpreter; the file brings weights and slopes."""
+    if torch.cuda.is_available():
+        pytest.skip("the interpreter runs only where there is no GPU")
+    torch.manual_seed(0)
+    module = NetworkModule(special, bn_momentum=1.0)
+    for name, parameter in module.named_parameters():
+        if name.endswith((".slope", ".weights")):
+            torch.nn.init.uniform_(parameter, 0.1, 0.9)
+    images = torch.rand(2, 3, 8, 8)
+    with torch.inference_mode():
+        module.train()(images)
+        expected = module.eval()(images)
+    path, device = tmp_path / "x.engine", cpu_device((backend,))
+    build_engine(
+        special, module.state_dict(), ("thing",), engine="cuda", precision=precision, max_batch=2,
+        device=device, path=path,
+    )  # fmt: skip
+    engine = load_engine(path, device)
+    engine._storage.fill_(NAN_BYTE)
+    assert worst(engine.run(images), expected) < most
 
 
 def test_what_was_measured_before_an_interruption_is_kept(

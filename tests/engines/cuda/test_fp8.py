@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,7 @@ from yolov4_fast.engines.engine import EngineError, Manifest
 from yolov4_fast.model import open_model
 from yolov4_fast.network.architectures import by_name
 from yolov4_fast.network.fold import fold, without_normalisation
-from yolov4_fast.network.layers import Conv, Head, Network, Sam
+from yolov4_fast.network.layers import Conv, Head, Network, Sam, Shortcut
 from yolov4_fast.network.module import NetworkModule
 from yolov4_fast.sources import read_image
 
@@ -295,6 +296,34 @@ def test_all_in_half_precision_is_the_reference() -> None:
     ours = run_quantised(plan, quantise_weights(plan, state, scales), scales, images)
     for raw, expected in zip(ours, run_reference(plan, state, images, HALF), strict=True):
         assert torch.equal(raw, expected)
+
+
+def test_weighted_sums_and_prelu_stay_in_half_precision() -> None:
+    """What they read and write, and their weights; the convolutions around them are FP8."""
+    layers = (
+        conv(-1, 32, 3), conv(0, 32, 3), conv(1, 32),
+        Shortcut(inputs=(2, 1), weights="per_channel"), conv(3, 32),
+        replace(conv(4, 16), activation="prelu"), conv(5, 32), conv(6, 16), conv(7, 6), head(8),
+    )  # fmt: skip
+    network = Network(layers, 12, 8)
+    plan, state = lower(network), random_state(network)
+    state["layers.3.weights"].uniform_(0.3, 0.9)
+    state["layers.5.slope"].uniform_(-0.5, 0.5)
+    images = [torch.rand(2, 3, 8, 12) for _ in range(2)]
+    scales = calibrate(plan, state, images)
+    sums = [step for step in plan.steps if isinstance(step, Combine)]
+    assert len(sums) == 2
+    for step in sums:
+        assert {scales.values[view.buffer] for view in (*step.reads, *step.writes)} == {None}
+    assert FP8 in scales.dtypes()
+    weights = quantise_weights(plan, state, scales)
+    assert all(weights[step.key].weight.dtype == torch.float32 for step in sums)
+    (raw,) = run_quantised(plan, weights, scales, images[0])
+    (exact,) = run_reference(plan, state, images[0])
+    assert 1e-3 < float((raw - exact).norm() / exact.norm()) < 0.15
+    none = Scales((None,) * len(plan.buffers))
+    (raw,) = run_quantised(plan, quantise_weights(plan, state, none), none, images[0])
+    assert torch.equal(raw, run_reference(plan, state, images[0], HALF)[0])
 
 
 def test_poison_and_batches(small: tuple[Plan, dict[str, Tensor], Scales]) -> None:

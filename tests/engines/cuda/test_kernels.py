@@ -38,7 +38,10 @@ from yolov4_fast.ops.kernels.ahead import Binary
 from yolov4_fast.ops.kernels.convolution import binary
 
 CPU = torch.device("cpu")
-STEPS = ("conv", "strided", "grouped", "residual", "sum", "product", "pool", "pyramid", "upsample")
+STEPS = (
+    *("conv", "strided", "grouped", "residual", "sum", "product", "weighted", "prelu"),
+    *("pool", "pyramid", "upsample"),
+)
 
 
 def plan_of(*names: str) -> Plan:
@@ -73,6 +76,12 @@ def plan_of(*names: str) -> Plan:
         "product": Combine(
             layers=(5,), sources=(c[0], c[1]), out=c[2], product=True, activation="linear"
         ),
+        "weighted": Combine(
+            layers=(9,), sources=(c[0], c[2]), out=c[3], product=False, activation="mish", row=1
+        ),
+        "prelu": Combine(
+            layers=(10,), sources=(a,), out=View(3, 0, 8), product=False, activation="prelu"
+        ),
         "pool": Pool(layers=(6,), source=b, out=View(quarter, 20, 12), size=2, stride=2,
                      pads=(0, 1, 0, 1)),
         "pyramid": PyramidPool(layers=(7,), source=c[0], outs=(c[1], c[2], c[3]), sizes=(3, 5, 7)),
@@ -90,6 +99,8 @@ def state_of(plan: Plan) -> dict[str, Tensor]:
             shape = (filters, step.source.channels // step.groups, step.size, step.size)
             state[f"layers.{layer}.conv.weight"] = torch.randn(shape, generator=generator) / 3
             state[f"layers.{layer}.conv.bias"] = torch.randn(filters, generator=generator)
+    state["layers.9.weights"] = torch.randn(4, 10, generator=generator)
+    state["layers.10.slope"] = torch.randn(8, generator=generator)
     return state
 
 
@@ -167,6 +178,26 @@ def test_our_kernels_compute_every_step(
     assert len(trial.names) > 1 or name == "grouped"
     for kernel in trial.names:
         assert trial.problem(trial.make(kernel)) is None, kernel
+
+
+def test_weights_of_sums_are_float32_and_their_own(make: Callable[..., Kernels]) -> None:
+    """In every precision; of a step those of its sources, and a wrong one is found out."""
+    for precision in ("f32", "fp16", "fp8"):
+        kernels = make("conv", "weighted", "prelu", precision=precision)
+        _, weighted, prelu = kernels.plan.steps
+        state = state_of(kernels.plan)
+        rows, none = kernels.filters.weights[weighted.key]
+        assert torch.equal(rows, state["layers.9.weights"]) and none.numel() == 0
+        none, slopes = kernels.filters.weights[prelu.key]
+        assert torch.equal(slopes, state["layers.10.slope"]) and none.numel() == 0
+        least = 4 * (2 * 10 + 8) + sum(t.numel() for t in state.values())
+        assert kernels.filters.types.weight_bytes(state) >= least
+    kernels = make("weighted")
+    (step,) = kernels.plan.steps
+    trial = StepTrial(kernels, step, 2)
+    run = trial.make("torch")
+    kernels.filters.weights[step.key][0].mul_(1.01)
+    assert "values are off" in (trial.problem(run) or "")
 
 
 Break = Callable[[Tensor, Tensor], None]  # of an output and its whole buffer

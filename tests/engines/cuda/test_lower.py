@@ -205,6 +205,7 @@ def test_a_convolution_waits_for_what_is_added_to_it() -> None:
         Shortcut(inputs=(1, 0), activation="leaky"),  # the activation follows the sum
         Shortcut(inputs=(2, 2)),  # the same convolution twice
         Shortcut(inputs=(1, 2, 0)),
+        Shortcut(inputs=(1, 0), weights="per_feature"),
         Shortcut(inputs=(3, 3)),  # no convolution
         Shortcut(inputs=(5, 3)),  # half of a convolution
         Shortcut(inputs=(6, 3)),  # a head reads it too
@@ -234,6 +235,34 @@ def test_a_sum_of_more_than_a_step_takes() -> None:
     sums = [step for step in plan.steps if isinstance(step, Combine)]
     assert [len(step.sources) for step in sums] == [4, 4, 3]
     assert sums[1].sources[0] == sums[0].out and sums[2].sources[0] == sums[1].out
+
+
+def test_a_prelu_follows_its_convolution() -> None:
+    """It is no epilogue; nothing is added in its convolution, and its output goes where it is
+    read.
+    """
+    plan = lowered(
+        conv(IMAGE, activation="prelu"), conv(0, 8, 3, activation="prelu"), Shortcut(inputs=(1, 0)),
+        Route(inputs=(2, 1)), conv(3, 6),
+    )  # fmt: skip
+    assert kinds(plan) == ["Convolution", "Combine"] * 2 + ["Combine", "Convolution"]
+    first, prelu = plan.steps[2:4]
+    assert isinstance(first, Convolution) and isinstance(prelu, Combine)
+    assert first.activation == "linear" and first.residual is None
+    assert prelu.sources == (first.out,) and prelu.activation == "prelu"
+    assert prelu.layers == first.layers == (1,) and prelu.key != first.key
+    into = convolution(plan, 4).source
+    assert prelu.out == View(into.buffer, 8, 8) and prelu.out.buffer != first.out.buffer
+
+
+def test_what_has_weights_of_its_own_has_a_key() -> None:
+    plan = lowered(
+        conv(IMAGE), conv(0), Shortcut(inputs=(1, 0), weights="per_channel"),
+        Shortcut(inputs=(2, 0), activation="leaky"), Shortcut(inputs=(3, 2), activation="prelu"),
+    )  # fmt: skip
+    keys = [step.key for step in plan.steps if isinstance(step, Combine)]
+    assert keys[1] is None and None not in (keys[0], keys[2]) and len(set(keys)) == 3
+    assert not {0, 1} & set(keys)
 
 
 def test_sam_is_a_product() -> None:
@@ -325,6 +354,9 @@ def test_refusals() -> None:
         lowered(conv(IMAGE), Reorg(inputs=(0,)))
     with pytest.raises(EngineError, match=r"layer 1 .* has batch normalisation: fold the network"):
         lowered(conv(IMAGE), Conv(inputs=(0,), filters=8))
+    weighted = Shortcut(inputs=(0, 0), weights="per_feature", normalization="relu")
+    with pytest.raises(EngineError, match=r"layer 1 \(shortcut\) normalises its weights: fold"):
+        lowered(conv(IMAGE), weighted)
 
 
 STEPS = {  # convolutions apart and merged, pyramids, pools, upsamplings, copies

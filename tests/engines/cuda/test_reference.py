@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from itertools import combinations
+from math import prod
 from typing import Any
 
 import pytest
@@ -30,7 +31,7 @@ from yolov4_fast.engines.cuda.reference import (
     run_reference,
 )
 from yolov4_fast.network.architectures import ARCHITECTURES, NAMES, by_name
-from yolov4_fast.network.fold import fold
+from yolov4_fast.network.fold import fold, without_normalisation
 from yolov4_fast.network.layers import (
     ACTIVATIONS,
     IMAGE,
@@ -47,16 +48,16 @@ from yolov4_fast.network.layers import (
     Upsample,
 )
 from yolov4_fast.network.module import NetworkModule, activate
+from yolov4_fast.ops.activation import ACTIVATION_CODES
 
 
 def weighted(network: Network) -> dict[str, Tensor]:
     """Random weights that keep activations of unit size, and biases that are not zero."""
     generator = torch.Generator().manual_seed(0)
     state = {}
-    with torch.device("meta"):
-        shapes = {name: t.shape for name, t in NetworkModule(network).state_dict().items()}
-    for name, shape in shapes.items():
-        scale = 0.3 if name.endswith("bias") else shape[1:].numel() ** -0.5
+    for name, shape in network.tensors().items():
+        vector = name.endswith(("bias", "slope", "weights"))
+        scale = 0.3 if vector else prod(shape[1:]) ** -0.5
         state[name] = scale * torch.randn(shape, generator=generator)
     return state
 
@@ -176,7 +177,7 @@ def networks(draw: st.DrawFn) -> Network:
             Conv(
                 inputs=(source,),
                 filters=filters or draw(st.sampled_from([3, 6, 8, 8, 16])),
-                activation=draw(st.sampled_from(["mish", "mish", "leaky", "linear"])),
+                activation=draw(st.sampled_from(["mish", "mish", "leaky", "linear", "prelu"])),
                 batch_normalize=False,
                 **settings,
             )
@@ -184,7 +185,8 @@ def networks(draw: st.DrawFn) -> Network:
 
     def cross_stage(source: int) -> int:
         """Two paths from one source, with chances of the hazards that forbid to merge them."""
-        activation, width = draw(st.sampled_from(["mish", "relu"])), draw(st.sampled_from([5, 8]))
+        activation = draw(st.sampled_from(["mish", "relu", "prelu"]))
+        width = draw(st.sampled_from([5, 8]))
         one = {"size": 1, "activation": activation, "batch_normalize": False, "filters": width}
         bypass = add(Conv(inputs=(source,), **one))
         split = last = add(Conv(inputs=(source,), **one))
@@ -220,8 +222,9 @@ def networks(draw: st.DrawFn) -> Network:
                 pyramid(source)
             case 4:
                 others = [alike(source, True) for _ in range(draw(st.sampled_from([1, 1, 2, 5])))]
-                activation = draw(st.sampled_from(["linear", "linear", "leaky"]))
-                add(Shortcut(inputs=(source, *others), activation=activation))
+                activation = draw(st.sampled_from(["linear", "linear", "leaky", "prelu"]))
+                weights = draw(st.sampled_from(["none", "none", "per_feature", "per_channel"]))
+                add(Shortcut(inputs=(source, *others), activation=activation, weights=weights))
             case 5:
                 others = [alike(source, False) for _ in range(draw(st.integers(1, 3)))]
                 add(Route(inputs=(source, *others)))
@@ -317,7 +320,7 @@ def test_a_slice_lent_to_one_sibling_is_not_taken_by_another(beside: bool) -> No
 # Single steps -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", ACTIVATION_CODES)
 def test_a_convolution_adds_the_residual_after_the_activation(activation: str) -> None:
     step = Convolution(
         layers=(0,), weights=(0,), source=View(0, 0, 4), out=View(1, 0, 6), residual=View(2, 0, 6),
@@ -350,6 +353,44 @@ def test_pools_never_see_the_padding() -> None:
         result = pool(source, size, 1, (size // 2,) * 4, out)
         assert result.shape == out.shape and (result < 0).all()
         assert result[0, 0, 0, 1] == source[0, : size // 2 + 1, : size // 2 + 1, 1].max()
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_every_activation(activation: str) -> None:
+    """Of a convolution alone, of one that is added to, of a sum, and of a map that a head reads."""
+    layers = [
+        Conv(inputs=(IMAGE,), filters=6, size=3, activation=activation),
+        Conv(inputs=(0,), filters=6, activation=activation),
+        Shortcut(inputs=(1, 0)),
+        Conv(inputs=(2,), filters=6, activation=activation),
+        Shortcut(inputs=(3, 2), activation=activation),
+        Conv(inputs=(4,), filters=6, activation=activation),
+        Head(inputs=(5,), all_anchors=((4, 4),), mask=(0,), num_classes=1, stride=1),
+    ]
+    network = without_normalisation(Network(tuple(layers), INPUT[2], INPUT[1]))
+    state = weighted(network)
+    images = torch.rand(3, *INPUT, generator=torch.Generator().manual_seed(1))
+    plan = lower(network)
+    check(plan)
+    assert_equal(run_reference(plan, state, images), expected(network, state, images))
+
+
+@pytest.mark.parametrize("activation", ["linear", "mish", "prelu"])
+@pytest.mark.parametrize("weights", ["per_feature", "per_channel"])
+@pytest.mark.parametrize("count", [2, 4, 5, 9])
+def test_weighted_sums(count: int, weights: str, activation: str) -> None:
+    """9 of them: three steps, the last of one source, and one that adds what they give."""
+    convs = [Conv(inputs=(IMAGE,), filters=6, size=3, activation="mish") for _ in range(count)]
+    shortcut = Shortcut(inputs=tuple(range(count)), weights=weights, activation=activation)
+    network = without_normalisation(Network((*convs, shortcut), INPUT[2], INPUT[1]))
+    plan = lower(network)
+    check(plan)
+    sums = [step for step in plan.steps if isinstance(step, Combine)]
+    rows = {2: [0], 4: [0], 5: [0, 4, None], 9: [0, 4, 8, None]}[count]
+    assert [step.row for step in sums] == rows
+    state = weighted(network)
+    images = torch.rand(2, *INPUT, generator=torch.Generator().manual_seed(1))
+    assert_equal(run_reference(plan, state, images), expected(network, state, images))
 
 
 @pytest.mark.parametrize("product, value", [(False, -3.15), (True, -180_096_000.0)])

@@ -40,21 +40,21 @@ def extremes() -> torch.Tensor:
 
 
 def test_there_is_a_code_for_every_activation_of_a_network():
-    assert set(ACTIVATION_CODES) == set(ACTIVATIONS)
-    assert sorted(ACTIVATION_CODES.values()) == list(range(len(ACTIVATIONS)))
+    assert set(ACTIVATION_CODES) == set(ACTIVATIONS) - {"prelu"}  # whose slopes are no number
+    assert sorted(ACTIVATION_CODES.values()) == list(range(len(ACTIVATION_CODES)))
     with pytest.raises(ValueError, match=r"must be one of linear, .*, not 'gelu'"):
         activation_code("gelu")
     with pytest.raises(ValueError, match="not 'gelu'"):
         activate_reference(torch.zeros(1), "gelu")
 
 
-@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("name", ACTIVATION_CODES)
 def test_the_reference_is_what_networks_are_run_with(name):
     x = torch.linspace(-30, 30, 1001)
     assert torch.equal(activate_reference(x, name), activate_in_network(x, name))
 
 
-@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("name", ACTIVATION_CODES)
 def test_equal_to_float64(name):
     """Relative to the result, as far as float32's exponential reaches: below -80 it is nearly 0."""
     x = torch.linspace(-80, 80, 5003)
@@ -63,10 +63,11 @@ def test_equal_to_float64(name):
     torch.testing.assert_close(run(x, name), expected, rtol=2e-5, atol=0)
 
 
-@pytest.mark.filterwarnings("ignore:overflow encountered in exp")  # numpy's; infinity is right
-@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.filterwarnings("ignore:overflow encountered in")  # numpy's; infinity is right
+@pytest.mark.parametrize("name", ACTIVATION_CODES)
 def test_extreme_values_stay_finite(name):
-    x = extremes()
+    """Only SELU makes the largest of all larger."""
+    x = extremes()[extremes() < 3.3e38] if name == "selu" else extremes()
     out = run(x, name)
     assert out.isfinite().all(), x[~out.isfinite()]
     torch.testing.assert_close(
@@ -74,7 +75,7 @@ def test_extreme_values_stay_finite(name):
     )
 
 
-@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("name", ACTIVATION_CODES)
 def test_nan_stays_nan(name):
     out = run(torch.tensor([math.nan, 1.0, -math.nan]), name)
     assert out.isnan().tolist() == [True, False, True]
@@ -82,8 +83,11 @@ def test_nan_stays_nan(name):
 
 def test_infinity():
     x = torch.tensor([math.inf])
-    for name in ("linear", "leaky", "mish", "swish", "relu"):
+    for name in ("linear", "leaky", "mish", "swish", "relu", "selu", "hard_swish"):
         assert run(x, name).item() == math.inf
     assert run(x, "logistic").item() == 1
+    assert run(x, "relu6").item() == 6
+    assert run(-x, "relu6").item() == 0
+    assert run(-x, "selu").item() == pytest.approx(-1.7580993)
     assert run(-x, "logistic").item() == 0
     assert run(-x, "relu").item() == 0

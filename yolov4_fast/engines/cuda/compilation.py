@@ -42,7 +42,7 @@ def _binary(kernels: Kernels, step: Convolution, config: ConvConfig) -> ahead.Bi
         buffer = torch.empty(1, 1, 1, channels, dtype=kernels.dtypes[view.buffer])
         return buffer[..., view.offset : view.end]
 
-    weight, bias = kernels.filters.weights[step.weights[0]]
+    weight, bias = kernels.filters.weights[step.key]
     return binary(
         tensor(step.source),
         weight,

@@ -15,19 +15,35 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from yolov4_fast.ops.activation import activation_code
+from yolov4_fast.ops.activation import SELU_ALPHA, SELU_SCALE, activation_code
 from yolov4_fast.ops.views import row_stride
 
 FP8 = torch.float8_e4m3fn
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, FP8)
 
 # Numbers of the tensors of a graph.
-SOURCE, WEIGHT, BIAS, RESIDUAL, OUT, RESCALE, RESIDUAL_SCALE, OUT_SCALE, ONE, TWO, LIMIT = range(
-    1, 12
-)
+SOURCE, WEIGHT, BIAS, RESIDUAL, OUT, RESCALE, RESIDUAL_SCALE, OUT_SCALE = range(1, 9)
+ONE, TWO, LIMIT, ZERO, THREE, SIX, SIXTH, POSITIVE, NEGATIVE = range(9, 18)
 VECTOR = 16  # bytes that a kernel loads at once
-CONSTANTS = {ONE: 1.0, TWO: 2.0, LIMIT: 20.0}
-CONSTANTS_OF = {"mish": (TWO, LIMIT), "swish": (ONE,), "logistic": (ONE,)}  # of activations
+CONSTANTS = {
+    ONE: 1.0,
+    TWO: 2.0,
+    LIMIT: 20.0,
+    ZERO: 0.0,
+    THREE: 3.0,
+    SIX: 6.0,
+    SIXTH: 1 / 6,
+    POSITIVE: SELU_SCALE,
+    NEGATIVE: SELU_SCALE * SELU_ALPHA,
+}
+CONSTANTS_OF = {  # of activations
+    "mish": (TWO, LIMIT),
+    "swish": (ONE,),
+    "logistic": (ONE,),
+    "relu6": (SIX,),
+    "selu": (ONE, ZERO, POSITIVE, NEGATIVE),
+    "hard_swish": (THREE, SIX, SIXTH),
+}
 
 
 @dataclass(frozen=True)
@@ -204,6 +220,7 @@ def describe(graph: Any, problem: Problem) -> None:
 def _activate(graph: Any, x: Any, name: str, vector: Callable[[int, int], Any]) -> Any:
     """cuDNN's softplus and tanh would make Mish of five approximations an element, one of them good
     to 11 bits only; e (e + 2) / (e (e + 2) + 2) takes two, good to 22. exp(min(x, 20)) is finite.
+    SELU's exp(x) - 1 is off by 1e-7 near zero, which is far below the rounding of sums.
     """
     match name:
         case "leaky":
@@ -220,6 +237,15 @@ def _activate(graph: Any, x: Any, name: str, vector: Callable[[int, int], Any]) 
         case "logistic":
             one = vector(ONE, 1)
             return graph.div(one, graph.add(graph.exp(graph.neg(x)), one))
+        case "relu6":
+            return graph.min(graph.relu(x), vector(SIX, 1))
+        case "selu":
+            fall = graph.sub(graph.exp(graph.min(x, vector(ZERO, 1))), vector(ONE, 1))
+            rise = graph.mul(graph.relu(x), vector(POSITIVE, 1))
+            return graph.add(rise, graph.mul(fall, vector(NEGATIVE, 1)))
+        case "hard_swish":
+            step = graph.min(graph.relu(graph.add(x, vector(THREE, 1))), vector(SIX, 1))
+            return graph.mul(x, graph.mul(step, vector(SIXTH, 1)))
     return x
 
 

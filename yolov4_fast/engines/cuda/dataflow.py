@@ -106,13 +106,19 @@ class Dataflow:
         fused: dict[int, int] = {}
         for index in self.live:
             layer, reads = self.layers[index], self.reads(index)
-            if not isinstance(layer, Shortcut) or layer.activation != "linear" or len(reads) > 2:
+            if (
+                not isinstance(layer, Shortcut)
+                or layer.activation != "linear"
+                or layer.weights != "none"
+                or len(reads) > 2
+            ):
                 continue
             candidates = [
                 part.layer
                 for part in reads
                 if part.layer != IMAGE
-                and isinstance(self.layers[part.layer], Conv)
+                and isinstance(conv := self.layers[part.layer], Conv)
+                and conv.activation != "prelu"
                 and readers[part.layer] == 1
                 and self.is_whole(part)
             ]

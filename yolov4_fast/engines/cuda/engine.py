@@ -150,7 +150,7 @@ class CudaEngine(Engine):
 
     @property
     def weights(self) -> Weights:
-        """Stored filters and biases of each convolution, by the first of its layers."""
+        """Stored filters and biases of convolutions, weights and slopes of sums, by `step.key`."""
         return self._kernels.filters.weights
 
     def seconds(self, run: Run) -> float:

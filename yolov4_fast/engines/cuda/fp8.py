@@ -80,7 +80,7 @@ class Scales:
 class QuantisedWeights:
     """Of one convolution. weight: [O, size, size, I / groups] as FP8, or half precision where the
     source is. bias: [O] float32. rescale: [O] float32, what a product of stored ones is worth; None
-    for half precision.
+    for half precision. Of a Combine, which is never quantised: its weights and slopes.
     """
 
     weight: Tensor
@@ -170,21 +170,23 @@ def quantise_weights(
     scales: Scales,
     device: str | torch.device = "cpu",
 ) -> dict[int, QuantisedWeights]:
-    """Filters and biases of each convolution, by `step.weights[0]`, the first of its layers."""
+    """Filters and biases of each convolution, weights and slopes of each Combine, by `step.key`."""
     exact = prepare_weights(plan, state, torch.float32, device)
     quantised = {}
     for step in plan.steps:
+        if isinstance(step, Combine) and step.key is not None:
+            quantised[step.key] = QuantisedWeights(*exact[step.key], None)
         if not isinstance(step, Convolution):
             continue
-        weight, bias = exact[step.weights[0]]
+        weight, bias = exact[step.key]
         source = scales.values[step.source.buffer]
         if source is None:
-            quantised[step.weights[0]] = QuantisedWeights(weight.to(HALF), bias, None)
+            quantised[step.key] = QuantisedWeights(weight.to(HALF), bias, None)
             continue
         largest = weight.abs().amax((1, 2, 3))
         scale = torch.where(largest > 0, largest / LARGEST, 1.0)
         stored = to_fp8(weight / scale.view(-1, 1, 1, 1))
-        quantised[step.weights[0]] = QuantisedWeights(stored, bias, scale * source)
+        quantised[step.key] = QuantisedWeights(stored, bias, scale * source)
     return quantised
 
 
@@ -217,10 +219,11 @@ def quantised_kernels(
 
     memory: with the types of `scales.dtypes()`. weights: of `quantise_weights`.
     """
+    plain = {key: (own.weight, own.bias) for key, own in weights.items()}
     return [
         quantised_kernel(step, memory.tensor, weights, scales)
         if isinstance(step, Convolution)
-        else reference_kernel(step, memory.tensor, {})
+        else reference_kernel(step, memory.tensor, plain)
         for step in plan.steps
     ]
 
@@ -232,7 +235,7 @@ def quantised_kernel(
     scales: Scales,
 ) -> Callable[[], None]:
     """What runs one convolution when called. tensor: from a view to its tensor, as stored."""
-    own = weights[step.weights[0]]
+    own = weights[step.key]
     factors = step_scales(step, own, scales)
     weight = own.weight.float()
     if own.rescale is not None:

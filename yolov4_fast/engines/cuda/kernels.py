@@ -31,6 +31,7 @@ from yolov4_fast.engines.cuda.plan import (
     Step,
     Upsample,
 )
+from yolov4_fast.engines.cuda.reference import Weights, vectors
 from yolov4_fast.engines.cuda.scratch import Scratch
 from yolov4_fast.engines.cuda.shape import shape_of
 from yolov4_fast.ops.combine import combine
@@ -108,12 +109,12 @@ class Kernels:
             return self._convolution(name, step, batch, tensor, scratch)
         if name != TRITON:
             raise KeyError(name)
-        return _own(step, tensor)
+        return _own(step, tensor, self.filters.weights)
 
     def _convolution(
         self, name: str, step: Convolution, batch: int, tensor: Tensors, scratch: Scratch
     ) -> Run:
-        weight, bias = self.filters.weights[step.weights[0]]
+        weight, bias = self.filters.weights[step.key]
         source, out = tensor(step.source), tensor(step.out)
         residual = None if step.residual is None else tensor(step.residual)
         if name == TORCH:
@@ -211,7 +212,7 @@ class Kernels:
         return self._fused[problem, plan]
 
 
-def _own(step: Step, tensor: Tensors) -> Run:
+def _own(step: Step, tensor: Tensors, weights: Weights) -> Run:
     """The Triton kernel of a step that has a single one."""
     match step:
         case Pool():
@@ -224,7 +225,9 @@ def _own(step: Step, tensor: Tensors) -> Run:
             return _bound(upsample, tensor(step.source), tensor(step.out), step.factor)
         case Combine():
             sources = [tensor(view) for view in step.sources]
-            return _bound(combine, sources, tensor(step.out), step.product, step.activation)
+            rows, slopes = vectors(step, weights)
+            run = partial(combine, weights=rows, slopes=slopes)
+            return _bound(run, sources, tensor(step.out), step.product, step.activation)
     raise TypeError(f"no kernel for {type(step).__name__}")
 
 

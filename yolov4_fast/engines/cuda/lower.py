@@ -7,6 +7,7 @@ What costs no step of its own:
 - a route of one layer, or of a group of its channels: the same memory, seen as another view.
 - a linear shortcut of two inputs, one of them a convolution that nothing else reads: the sum is
   that convolution's residual, and it runs where the shortcut stood, so the other is there by then.
+  (Not with weights of its own, nor of a convolution with prelu: these take a Combine.)
 - a pyramid (SPP): all odd max-poolings of stride 1 of one source are one step.
 - what no head needs: it is left out.
 
@@ -64,6 +65,10 @@ def lower(network: Network, *, merge_siblings: bool = True) -> Plan:
             raise EngineError(
                 f"layer {index} (convolutional) has batch normalisation: fold the network first"
             )
+        if isinstance(layer, specs.Shortcut) and layer.normalization != "none":
+            raise EngineError(
+                f"layer {index} (shortcut) normalises its weights: fold the network first"
+            )
     plan = _Lowering(network).plan()
     return merge(plan) if merge_siblings else plan
 
@@ -116,6 +121,10 @@ class _Lowering:
         """The steps that make a layer's output."""
         layer, reads = self.flow.layers[index], self.flow.reads(index)
         match layer:
+            case specs.Conv(activation="prelu"):
+                scratch = self.scratch(index)
+                yield self.convolution(index, (index,), scratch, None)
+                yield self.sum(index, (scratch,), "prelu")
             case specs.Conv():
                 yield self.convolution(index, (index,), self.out(index), None)
             case specs.Shortcut() if index in self.flow.fused:
@@ -123,9 +132,15 @@ class _Lowering:
                 (other,) = (part for part in reads if part.layer != conv)
                 yield self.convolution(conv, (conv, index), self.out(index), self.view(other))
             case specs.Shortcut():
-                yield from self.combine(index, reads, False, layer.activation)
+                yield from self.shortcut(index, layer, [self.view(part) for part in reads])
             case specs.Sam():
-                yield from self.combine(index, reads, True, "linear")
+                yield Combine(
+                    layers=(index,),
+                    sources=tuple(map(self.view, reads)),
+                    out=self.out(index),
+                    product=True,
+                    activation="linear",
+                )
             case specs.MaxPool():
                 yield self.pool(index, layer)
             case specs.Upsample():
@@ -155,32 +170,47 @@ class _Lowering:
             stride=layer.stride,
             padding=layer.pad,
             groups=layer.groups,
-            activation=layer.activation,
+            activation="linear" if layer.activation == "prelu" else layer.activation,
         )
 
-    def combine(
-        self, index: int, parts: tuple[Part, ...], product: bool, activation: str
-    ) -> Iterator[Combine]:
+    def shortcut(self, index: int, layer: specs.Shortcut, sources: list[View]) -> Iterator[Combine]:
         """One step, or where one does not take so many sources several, over scratch buffers."""
-        sources = [self.view(part) for part in parts]
+        first = None if layer.weights == "none" else 0
+        if first is not None and len(sources) > MAX_SOURCES:
+            partial = []
+            for row in range(0, len(sources), MAX_SOURCES):
+                partial.append(self.scratch(index))
+                some = tuple(sources[row : row + MAX_SOURCES])
+                yield self.sum(index, some, "linear", partial[-1], row)
+            sources, first = partial, None
         while len(sources) > MAX_SOURCES:
-            shape = self.flow.shapes[index]
-            scratch = View(self.buffer(shape), 0, shape[0])
-            yield Combine(
-                layers=(index,),
-                sources=tuple(sources[:MAX_SOURCES]),
-                out=scratch,
-                product=product,
-                activation="linear",
-            )
+            scratch = self.scratch(index)
+            yield self.sum(index, tuple(sources[:MAX_SOURCES]), "linear", scratch)
             sources[:MAX_SOURCES] = [scratch]
-        yield Combine(
+        yield self.sum(index, tuple(sources), layer.activation, row=first)
+
+    def sum(
+        self,
+        index: int,
+        sources: tuple[View, ...],
+        activation: str,
+        out: View | None = None,
+        row: int | None = None,
+    ) -> Combine:
+        """out: by default where the layer's output goes."""
+        return Combine(
             layers=(index,),
-            sources=tuple(sources),
-            out=self.out(index),
-            product=product,
+            sources=sources,
+            out=out or self.out(index),
+            product=False,
             activation=activation,
+            row=row,
         )
+
+    def scratch(self, index: int) -> View:
+        """A buffer like the layer's output."""
+        shape = self.flow.shapes[index]
+        return View(self.buffer(shape), 0, shape[0])
 
     def pool(self, index: int, layer: specs.MaxPool) -> Step:
         (source,) = self.flow.reads(index)

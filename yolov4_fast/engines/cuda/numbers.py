@@ -47,10 +47,15 @@ class Types:
         return self._placement.bytes(batch, self.dtype.itemsize)
 
     def weight_bytes(self, state: Mapping[str, Tensor]) -> int:
-        """Of filters and biases, at most."""
-        return sum(
-            values.numel() * (self.dtype.itemsize if values.ndim > 1 else 4)
-            for values in state.values()
+        """Of filters and biases, at most, and of what sums are weighted with."""
+        filters = sum(
+            values.numel() * (self.dtype.itemsize if name.endswith("conv.weight") else 4)
+            for name, values in state.items()
+        )
+        return filters + sum(
+            4 * len(step.sources) * step.out.channels
+            for step in self.plan.steps
+            if isinstance(step, Combine) and step.row is not None
         )
 
     def memory(self, batch: int, storage: Tensor) -> Memory:
@@ -60,7 +65,9 @@ class Types:
 
 @dataclass(frozen=True)
 class Filters:
-    """Of all convolutions of a plan, as they are stored. quantised: for precision fp8."""
+    """Of all convolutions of a plan, as they are stored, and the weights and slopes of its sums.
+    quantised: for precision fp8.
+    """
 
     types: Types
     weights: Weights
@@ -79,7 +86,7 @@ class Filters:
         """What cuDNN's graph of a step takes beside its tensors; empty where nothing is FP8."""
         if self.types.scales is None:
             return {}
-        return step_scales(step, self.quantised[step.weights[0]], self.types.scales)
+        return step_scales(step, self.quantised[step.key], self.types.scales)
 
     def definition(self, step: Step, tensor: Tensors) -> Run:
         """What a step is to compute, in torch: rounded to what `tensor` gives for its outputs."""
@@ -106,9 +113,9 @@ class Filters:
         """
         match step:
             case Convolution():
-                weight, bias = self.weights[step.weights[0]]
+                weight, bias = self.weights[step.key]
                 zero = torch.zeros_like(bias)
-                key, quantised = step.weights[0], dict(self.quantised)
+                key, quantised = step.key, dict(self.quantised)
                 if key in quantised:
                     quantised[key] = replace(quantised[key], bias=zero)
                 plain = Filters(self.types, {key: (weight, zero)}, quantised)

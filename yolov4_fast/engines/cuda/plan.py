@@ -65,7 +65,7 @@ class Convolution(Step):
     """out = activation(convolution(source) + bias) (+ residual).
 
     weights: layers whose filters it computes, side by side in this order (several where sibling
-    convolutions of one source were merged).
+    convolutions of one source were merged). activation: any but prelu.
     """
 
     weights: tuple[int, ...]
@@ -77,6 +77,11 @@ class Convolution(Step):
     padding: int
     groups: int
     activation: str
+
+    @property
+    def key(self) -> int:
+        """Of its filters and biases among all weights of the plan."""
+        return self.weights[0]
 
     @property
     def reads(self) -> tuple[View, ...]:
@@ -142,12 +147,24 @@ class Upsample(Step):
 
 @dataclass(frozen=True, kw_only=True)
 class Combine(Step):
-    """out = activation(sum or product of the sources): what no convolution could take over."""
+    """out = activation(sum, weighted or not, or product of the sources): what no convolution could
+    take over. With the activation prelu it may have one source.
+
+    row: of a weighted sum, the first source's among the weights of its layer; the others follow.
+    """
 
     sources: tuple[View, ...]
     out: View
     product: bool
     activation: str
+    row: int | None = None
+
+    @property
+    def key(self) -> int | None:
+        """Of its weights and slopes among all weights of the plan; None where it has neither. Not
+        the layer's number, which is a convolution's where the step is its prelu.
+        """
+        return None if self.row is None and self.activation != "prelu" else ~self.layers[0]
 
     @property
     def reads(self) -> tuple[View, ...]:

@@ -35,21 +35,48 @@ Kernel = Callable[[], None]
 def prepare_weights(
     plan: Plan, state: Mapping[str, Tensor], dtype: torch.dtype, device: str | torch.device = "cpu"
 ) -> dict[int, tuple[Tensor, Tensor]]:
-    """Filters and biases of each convolution, by `step.weights[0]`, the first of its layers.
+    """Filters and biases of each convolution, weights and slopes of each Combine that has some, by
+    `step.key`.
 
     state: of the folded network. Filters are OHWI, [O, size, size, I / groups] contiguous of
-    `dtype`, those of merged siblings one after the other; biases [O] float32.
+    `dtype`, those of merged siblings one after the other; biases [O] float32. Weights are [inputs,
+    C] of a whole shortcut, slopes [C], both float32, and empty where there are none.
     """
     prepared: dict[int, tuple[Tensor, Tensor]] = {}
     for step in plan.steps:
+        if isinstance(step, Combine) and step.key is not None:
+            prepared[step.key] = _vectors(step, state, device)
         if not isinstance(step, Convolution):
             continue
         filters = [state[f"layers.{layer}.conv.weight"] for layer in step.weights]
         biases = [state[f"layers.{layer}.conv.bias"] for layer in step.weights]
         weight = torch.cat([f.to(device, dtype) for f in filters]).permute(0, 2, 3, 1)
         bias = torch.cat([b.to(device, torch.float32) for b in biases])
-        prepared[step.weights[0]] = weight.contiguous(), bias
+        prepared[step.key] = weight.contiguous(), bias
     return prepared
+
+
+def _vectors(
+    step: Combine, state: Mapping[str, Tensor], device: str | torch.device
+) -> tuple[Tensor, Tensor]:
+    weights, slopes = (
+        state.get(f"layers.{step.layers[0]}.{name}", torch.empty(0)).to(device, torch.float32)
+        for name in ("weights", "slope")
+    )
+    if len(weights):
+        weights = weights.view(len(weights), -1).expand(-1, step.out.channels).contiguous()
+    return weights, slopes
+
+
+def vectors(step: Combine, weights: Weights) -> tuple[Tensor | None, Tensor | None]:
+    """Weights [sources, C] and slopes [C] of one step, as far as it has them."""
+    if step.key is None:
+        return None, None
+    rows, slopes = weights[step.key]
+    return (
+        None if step.row is None else rows[step.row : step.row + len(step.sources)],
+        slopes if step.activation == "prelu" else None,
+    )
 
 
 def reference_kernels(plan: Plan, memory: Memory, weights: Weights) -> list[Kernel]:
@@ -65,7 +92,7 @@ def reference_kernel(step: Step, tensor: Callable[[View], Tensor], weights: Weig
     out = [tensor(view) for view in step.writes]
     match step:
         case Convolution():
-            weight, bias = weights[step.weights[0]]
+            weight, bias = weights[step.key]
             source = tensor(step.source)
             residual = None if step.residual is None else tensor(step.residual)
             return lambda: _write(out[0], convolution(step, source, weight, bias, residual))
@@ -88,7 +115,8 @@ def reference_kernel(step: Step, tensor: Callable[[View], Tensor], weights: Weig
             )
         case Combine():
             sources = [tensor(view) for view in step.sources]
-            return lambda: _write(out[0], combine(step, sources))
+            rows, slopes = vectors(step, weights)
+            return lambda: _write(out[0], combine(step, sources, rows, slopes))
     raise TypeError(f"no reference for {type(step).__name__}")
 
 
@@ -136,11 +164,18 @@ def pool(
     return maxima.permute(0, 2, 3, 1)
 
 
-def combine(step: Combine, sources: list[Tensor]) -> Tensor:
-    """activation(sum or product of the sources) in float32."""
+def combine(
+    step: Combine,
+    sources: list[Tensor],
+    weights: Tensor | None = None,
+    slopes: Tensor | None = None,
+) -> Tensor:
+    """activation(sum, weighted or not, or product of the sources) in float32."""
     terms = [source.float() for source in sources]
+    if weights is not None:
+        terms = [term * weight for term, weight in zip(terms, weights, strict=True)]
     total = prod(terms[1:], start=terms[0]) if step.product else sum(terms[1:], start=terms[0])
-    return activate(total, step.activation)
+    return activate(total.permute(0, 3, 1, 2), step.activation, slopes).permute(0, 2, 3, 1)
 
 
 def _write(out: Tensor, values: Tensor) -> None:

@@ -66,5 +66,6 @@ def _kind(step: Step) -> str:
         case Upsample():
             return f"upsample {step.factor}"
         case Combine():
-            return f"{'product' if step.product else 'sum'} {step.activation}"
+            weighted = "" if step.row is None else "weighted "
+            return f"{weighted}{'product' if step.product else 'sum'} {step.activation}"
     raise TypeError(f"no kernel for {type(step).__name__}")

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 from yolov4_fast.network.architectures.builder import Anchors, Builder
 from yolov4_fast.network.architectures.scaled import yolov4_csp, yolov4x_mish
+from yolov4_fast.network.architectures.switches import Switches
 from yolov4_fast.network.architectures.tiny import (
     TINY_ANCHORS,
     yolov3_tiny,
@@ -40,7 +42,9 @@ __all__ = [
     "YOLOV4_TRAINING",
     "Anchors",
     "Builder",
+    "Switches",
     "by_name",
+    "settings_of",
     "yolov3",
     "yolov3_spp",
     "yolov3_tiny",
@@ -71,14 +75,23 @@ NAMES = tuple(ARCHITECTURES)
 
 
 def by_name(name: str, **settings: Any) -> Network:
-    """The architecture of that name; settings (num_classes, width, height, ...) go to its function.
+    """The architecture of that name; settings (num_classes, width, height, ...) go to its function,
+    in the YOLOv4 family those of `Switches` too.
 
     Raises ValueError for a name or a setting that does not exist.
     """
     if name not in ARCHITECTURES:
         raise ValueError(f"no architecture is called {name!r}; there are {', '.join(NAMES)}")
-    known = inspect.signature(ARCHITECTURES[name]).parameters
+    known = settings_of(name)
     for setting in settings:
         if setting not in known:
             raise ValueError(f"{name} takes no {setting!r}, but {', '.join(known)}")
     return ARCHITECTURES[name](**settings)
+
+
+def settings_of(name: str) -> tuple[str, ...]:
+    """The settings that the architecture of that name takes."""
+    parameters = inspect.signature(ARCHITECTURES[name]).parameters.values()
+    plain = tuple(p.name for p in parameters if p.kind is not p.VAR_KEYWORD)
+    switches = tuple(field.name for field in fields(Switches))
+    return plain + (switches if len(plain) < len(parameters) else ())

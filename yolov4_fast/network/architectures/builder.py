@@ -8,6 +8,7 @@ from math import inf
 from typing import Any
 
 from yolov4_fast.network.layers import (
+    SHORTCUT_NORMALIZATIONS,
     Conv,
     Head,
     Layer,
@@ -15,6 +16,7 @@ from yolov4_fast.network.layers import (
     Network,
     NetworkError,
     Route,
+    Sam,
     Shortcut,
     Upsample,
 )
@@ -27,16 +29,27 @@ STRIDE = 32  # the coarsest of every family here
 
 @dataclass
 class Builder:
-    """Appends layers and hands back their numbers; widths and repeats are scaled on the way in."""
+    """Appends layers and hands back their numbers; widths and repeats are scaled on the way in.
+
+    activation: of convolutions for which none is named. weighted_shortcuts: how the weights of
+    residual connections, one an input, are normalised; "none": plain sums.
+    """
 
     width_multiple: float = 1.0
     depth_multiple: float = 1.0
+    activation: str = "mish"
+    weighted_shortcuts: str = "none"
     layers: list[Layer] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for name in ("width_multiple", "depth_multiple"):
             if not 0 < getattr(self, name) < inf:
                 raise NetworkError(f"a {name} of {getattr(self, name)} is not positive and finite")
+        if self.weighted_shortcuts not in SHORTCUT_NORMALIZATIONS:
+            raise NetworkError(
+                f"weighted_shortcuts {self.weighted_shortcuts!r} is not one of "
+                + ", ".join(SHORTCUT_NORMALIZATIONS)
+            )
 
     def add(self, layer: Layer) -> int:
         self.layers.append(layer)
@@ -59,7 +72,7 @@ class Builder:
         filters: int,
         size: int = 1,
         stride: int = 1,
-        activation: str = "mish",
+        activation: str | None = None,
         source: int | None = None,
     ) -> int:
         return self.add(
@@ -68,12 +81,18 @@ class Builder:
                 filters=self.channels(filters),
                 size=size,
                 stride=stride,
-                activation=activation,
+                activation=activation or self.activation,
             )
         )
 
     def shortcut(self, first: int, second: int) -> int:
-        return self.add(Shortcut(inputs=(first, second)))
+        return self.add(
+            Shortcut(
+                inputs=(first, second),
+                weights="none" if self.weighted_shortcuts == "none" else "per_feature",
+                normalization=self.weighted_shortcuts,
+            )
+        )
 
     def route(self, *sources: int) -> int:
         return self.add(Route(inputs=sources))
@@ -86,7 +105,7 @@ class Builder:
             MaxPool(inputs=(self.last if source is None else source,), size=size, stride=stride)
         )
 
-    def residual(self, hidden: int, filters: int, activation: str = "mish") -> int:
+    def residual(self, hidden: int, filters: int, activation: str | None = None) -> int:
         """1x1 then 3x3 convolution, added to what they read."""
         source = self.last
         self.conv(hidden, 1, activation=activation)
@@ -156,11 +175,36 @@ def spp(b: Builder, newest_first: bool = True) -> int:
     return b.route(*(parts if newest_first else reversed(parts)))
 
 
-def alternate(b: Builder, filters: int, count: int, activation: str) -> int:
-    """`count` convolutions, 1x1 of `filters` and 3x3 of twice as many in turn, 1x1 first."""
+def attention(b: Builder, filters: int) -> int:
+    """The YOLOv4 paper's spatial attention (SAM, its figure 5b): the last map, which has `filters`
+    channels, times a logistic 1x1 convolution of itself.
+    """
+    source = b.last
+    return b.add(Sam(inputs=(b.conv(filters, activation="logistic"), source)))
+
+
+def alternate(b: Builder, filters: int, count: int, activation: str, sam: bool = False) -> int:
+    """`count` convolutions, 1x1 of `filters` and 3x3 of twice as many in turn, 1x1 first.
+
+    sam: with attention before the last of them, which must be a 1x1.
+    """
     for i in range(count):
+        if sam and i == count - 1:
+            attention(b, 2 * filters)
         b.conv(filters * (1 + i % 2), 1 + 2 * (i % 2), activation=activation)
     return b.last
+
+
+def darknet53(b: Builder, activation: str | None = None) -> tuple[int, int, int]:
+    """Darknet-53 without its classifier. Returns the layers at strides 8, 16 and 32."""
+    b.conv(32, 3, activation=activation)
+    stages = []
+    for filters, repeats in ((64, 1), (128, 2), (256, 8), (512, 8), (1024, 4)):
+        b.conv(filters, 3, stride=2, activation=activation)
+        for _ in range(b.repeats(repeats)):
+            b.residual(filters // 2, filters, activation)
+        stages.append(b.last)
+    return stages[2], stages[3], stages[4]
 
 
 def csp_stage(b: Builder, filters: int, repeats: int, first: bool = False) -> int:
@@ -187,33 +231,39 @@ def pan(
     stride16: int,
     filters: tuple[int, int, int],
     activation: str,
-    block: Callable[[int], int],
+    block: Callable[[int, bool], int],
     head: Callable[[int], int],
     newest_first: bool = True,
+    bottom_up: bool = True,
 ) -> None:
     """Path aggregation: top-down from the last layer (stride 32), then bottom-up, a head at each.
 
-    filters: at strides 8, 16 and 32. block(filters) follows every concatenation; head(scale) is
-    called for scale 0 (stride 8) to 2. Official networks concatenate the newest layer first.
+    filters: at strides 8, 16 and 32. block(filters, ends) follows every concatenation, `ends` where
+    a head reads it; head(scale) is called for scale 0 (stride 8) to 2. Official networks
+    concatenate the newest layer first. bottom_up False: the heads at strides 16 and 32 read the
+    top-down path, as in YOLOv3.
     """
     top = b.last
 
     def join(newest: int, other: int) -> int:
         return b.route(*((newest, other) if newest_first else (other, newest)))
 
-    def lateral(source: int, width: int) -> int:
+    def lateral(source: int, width: int, ends: bool) -> int:
         b.conv(width, activation=activation)
         up = b.upsample()
         b.route(source)
         join(b.conv(width, activation=activation), up)
-        return block(width)
+        return block(width, ends)
 
-    middle = lateral(stride16, filters[1])
-    last = lateral(stride8, filters[0])
+    middle = lateral(stride16, filters[1], not bottom_up)
+    last = lateral(stride8, filters[0], True)
     head(0)
     for scale, other in ((1, middle), (2, top)):
-        b.route(last)
-        down = b.conv(filters[scale], 3, stride=2, activation=activation)
-        join(down, other)
-        last = block(filters[scale])
+        if bottom_up:
+            b.route(last)
+            down = b.conv(filters[scale], 3, stride=2, activation=activation)
+            join(down, other)
+            last = block(filters[scale], True)
+        else:
+            b.route(other)
         head(scale)

@@ -102,7 +102,7 @@ def scaled(
             ),
         )
 
-    def block(filters: int) -> int:
+    def block(filters: int, ends: bool) -> int:
         return csp_block(b, filters, block_repeats)
 
     pan(b, stages[1], stages[2], neck, "mish", block, head)

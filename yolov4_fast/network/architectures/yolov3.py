@@ -7,6 +7,7 @@ from yolov4_fast.network.architectures.builder import (
     Builder,
     alternate,
     choose_anchors,
+    darknet53,
     spp,
 )
 from yolov4_fast.network.architectures.tiny import YOLOV3_HEAD, darknet_training
@@ -16,18 +17,6 @@ YOLOV3_ANCHORS: Anchors = (
     (10, 13), (16, 30), (33, 23), (30, 61), (62, 45), (59, 119), (116, 90), (156, 198), (373, 326),
 )  # fmt: skip
 YOLOV3_TRAINING = darknet_training(64, 16, "0.001", 500200, "400000,450000")
-
-
-def darknet53(b: Builder) -> tuple[int, int, int]:
-    """Darknet-53 without its classifier. Returns the layers at strides 8, 16 and 32."""
-    b.conv(32, 3, activation="leaky")
-    stages = []
-    for filters, repeats in ((64, 1), (128, 2), (256, 8), (512, 8), (1024, 4)):
-        b.conv(filters, 3, stride=2, activation="leaky")
-        for _ in range(b.repeats(repeats)):
-            b.residual(filters // 2, filters, activation="leaky")
-        stages.append(b.last)
-    return stages[2], stages[3], stages[4]
 
 
 def pyramid(b: Builder, num_classes: int, anchors: Anchors, stride8: int, stride16: int) -> None:
@@ -55,7 +44,7 @@ def yolov3(
 ) -> Network:
     """YOLOv3 on Darknet-53."""
     b = Builder(width_multiple, depth_multiple)
-    stride8, stride16, _ = darknet53(b)
+    stride8, stride16, _ = darknet53(b, "leaky")
     alternate(b, 512, 5, "leaky")
     pyramid(b, num_classes, choose_anchors(anchors, YOLOV3_ANCHORS), stride8, stride16)
     return b.build(width, height, YOLOV3_TRAINING)
@@ -71,7 +60,7 @@ def yolov3_spp(
 ) -> Network:
     """YOLOv3 with spatial pyramid pooling before the coarsest head."""
     b = Builder(width_multiple, depth_multiple)
-    stride8, stride16, _ = darknet53(b)
+    stride8, stride16, _ = darknet53(b, "leaky")
     alternate(b, 512, 3, "leaky")
     spp(b)
     alternate(b, 512, 3, "leaky")

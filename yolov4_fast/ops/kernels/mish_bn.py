@@ -145,4 +145,7 @@ VARIANTS = (
     _variant("fp16", "fp16", 3, 1024, residual=False),
     _variant("fp32", "fp32", 4, 2048, residual=False, aligned=False),
     _variant("fp16", "fp16", 5, 2048, residual=False, aligned=False),
+    _variant("bf16", "bf16", 6, 2048),
+    _variant("fp16", "fp16", 7, 2048),
+    _variant("fp16", "fp16", 8, 2048),
 )
