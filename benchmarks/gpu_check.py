@@ -12,6 +12,7 @@ itself; what is found goes to benchmarks/results/<gpu>/ as it comes, and at the 
     agreement  detections of the sample model on pictures in every precision against float32
     fp8        the same in FP8
     kernels    each op beside its references
+    training   the fused normalisation and activation beside torch's, and a whole training step
     compiled   detect beside PyTorch eager and compiled: the last, as compiling takes long
 
 It needs torch, triton, numpy, opencv, onnx, safetensors and pytest; nvidia-cudnn-frontend where it
@@ -72,6 +73,11 @@ SECTIONS = (
         ("cudnn",),
     ),
     Section("kernels", ("-m", "benchmarks.gpu_kernels", "--output", "DIR/kernels.txt"), 90),
+    Section(
+        "training",
+        ("-m", "benchmarks.training_gpu", "--output", "DIR/training-yolov4-416.json"),
+        150,
+    ),
     Section(
         "compiled",
         ("-m", "benchmarks.fps_gpu", "--output", "DIR/fps-yolov4-416-fp16-compiled.json"),

@@ -1,5 +1,5 @@
-"""What a run of gpu_check found, for people: how its sections ended, the bars that the engine is
-held to, FPS beside peers, stages beside their floors, agreement, layers.
+"""What a run of gpu_check found, for people: how its sections ended, the bars that the engine and
+training are held to, FPS beside peers, stages beside their floors, agreement, layers, training.
 """
 
 from __future__ import annotations
@@ -46,7 +46,37 @@ def summary(folder: Path, outcomes: Sequence[dict[str, object]]) -> str:
                 f"Batch {batch}: {len(rows)} steps, {total:.3f} ms, floor {floor:.3f} ms, largest "
                 f"error {max(row['error'] for row in rows):.1e} of a step's largest value."
             )
+    for path in sorted(folder.glob("training-*.json")):
+        lines += training_lines(json.loads(path.read_text()))
     return "\n".join(lines) + "\n"
+
+
+def training_lines(record: dict[str, Any]) -> list[str]:
+    """Normalisation and Mish of each shape, forward and backward, and the whole step."""
+    lines = ["", f"## {record['benchmark']}", ""]
+    lines += ["| maps | layers | fused ms | torch ms | times | of a copy's rate |"]
+    lines += ["|---|---|---|---|---|---|"]
+    for row in record["layers"]["rows"]:
+        fused, torch = (1e3 * row["timings"][name]["median"] for name in ("fused", "torch"))
+        lines.append(
+            f"| {'x'.join(map(str, row['shape']))} | {row['count']} | {fused:.4f} | {torch:.4f} | "
+            f"{row['ratio']:.2f} | {row['rate'] / record['copy']:.2f} |"
+        )
+    total = record["layers"]["total"]
+    lines.append(
+        f"| all, batch {record['layers']['batch']} | | {1e3 * total['fused']:.4f} | "
+        f"{1e3 * total['torch']:.4f} | {total['ratio']:.2f} | |"
+    )
+    step = record.get("step", {"timings": {}})
+    for name, timing in step["timings"].items():
+        peak = step["peak"][name]
+        told = "" if peak is None else f", at most {peak / 2**30:.2f} GiB allocated"
+        lines.append("")
+        lines.append(
+            f"Step of {step['batch']}, {name}: {1e3 * timing['median']:.1f} ms, "
+            f"{step['kept'][name] / 2**30:.3g} GiB kept for the backward pass{told}."
+        )
+    return lines
 
 
 def fps_lines(record: dict[str, Any]) -> list[str]:
@@ -70,7 +100,7 @@ def fps_lines(record: dict[str, Any]) -> list[str]:
 
 @dataclass(frozen=True)
 class Bar:
-    """What the engine is held to on an H200, yolov4 416. value: None where it was not measured."""
+    """What engine and training are held to on an H200, yolov4 416. value: None: not measured."""
 
     what: str
     value: float | None
@@ -100,6 +130,13 @@ def bars(folder: Path) -> list[Bar]:
     def most(what: str, value: float | None, bound: float) -> Bar:
         return Bar(f"{what}, at most {bound:g}", value, None if value is None else value <= bound)
 
+    path = folder / "training-yolov4-416.json"
+    training = json.loads(path.read_text()) if path.is_file() else {}
+    layers, step = (
+        part if part.get("batch") == 64 else None
+        for part in (training.get("layers", {}), training.get("step", {}))
+    )
+    peak = step and step["peak"]
     one, many, fp8 = entry("fp16", 1), entry("fp16", 32), entry("fp8", 32)
     compiled = entry("fp16-compiled", 32)
     single = median_of(one, "detect")
@@ -127,5 +164,16 @@ def bars(folder: Path) -> list[Bar]:
             "FP8 times fp16, batch 32",
             ratio(many and many["streamed"], fp8 and fp8["streamed"]),
             1.4,
+        ),
+        least(
+            "fused normalisation and Mish times torch, batch 64",
+            layers and layers["total"]["ratio"],
+            2,
+        ),
+        least("training step times torch, batch 64", step and step["ratio"], 1.3),
+        most(
+            "share of torch's activation memory, batch 64",
+            ratio(peak and peak["fused"], peak and peak["torch"]),
+            0.7,
         ),
     ]

@@ -52,6 +52,51 @@ def test_the_bars(measured: Path):
     assert single.value == pytest.approx(1.1) and single.holds
 
 
+def training(step_batch: int = 64) -> dict[str, Any]:
+    return {
+        "benchmark": "training yolov4 416x416, bf16",
+        "copy": 4e12,
+        "layers": {
+            "batch": 64,
+            "rows": [
+                {
+                    "shape": [64, 104, 104],
+                    "count": 7,
+                    "timings": {"fused": {"median": 1e-4}, "torch": {"median": 2.5e-4}},
+                    "ratio": 2.5,
+                    "rate": 3e12,
+                }
+            ],
+            "total": {"fused": 7e-4, "torch": 1.75e-3, "ratio": 2.5},
+        },
+        "step": {
+            "batch": step_batch,
+            "timings": {"fused": {"median": 0.08}, "torch": {"median": 0.1}},
+            "ratio": 1.25,
+            "kept": {"fused": 7 * 2**30, "torch": 10 * 2**30},
+            "peak": {"fused": 7 * 2**30, "torch": 11 * 2**30},
+        },
+    }
+
+
+def test_the_bars_of_training(tmp_path: Path):
+    path = tmp_path / "training-yolov4-416.json"
+    path.write_text(json.dumps(training()))
+    layers, step, memory = bars(tmp_path)[-3:]
+    assert layers.value == 2.5 and layers.holds
+    assert step.value == 1.25 and step.holds is False
+    assert memory.value == pytest.approx(7 / 11) and memory.holds
+    path.write_text(json.dumps(training(step_batch=32)))  # what did not fit was not measured
+    assert [bar.value for bar in bars(tmp_path)[-3:]] == [2.5, None, None]
+    text = summary(tmp_path, [])
+    assert "| 64x104x104 | 7 | 0.1000 | 0.2500 | 2.50 | 0.75 |" in text
+    assert "| all, batch 64 | | 0.7000 | 1.7500 | 2.50 | |" in text
+    assert "Step of 32, fused: 80.0 ms, 7 GiB kept for the backward pass, at most 7.00 GiB" in text
+    path.write_text(json.dumps({k: v for k, v in training().items() if k != "step"}))
+    assert [bar.value for bar in bars(tmp_path)[-3:]] == [2.5, None, None]
+    assert "Step of" not in summary(tmp_path, [])
+
+
 def test_nothing_measured_holds_nothing(tmp_path: Path):
     assert all(bar.value is None and bar.holds is None for bar in bars(tmp_path))
 
