@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from yolov4_fast.datasets import DatasetError, DatasetWarning, open_dataset
+from yolov4_fast.datasets import DatasetError, DatasetWarning, open_dataset, open_datasets
 from yolov4_fast.datasets.voc import VOC_NAMES
 
 
@@ -352,3 +352,155 @@ def test_sound_annotations_warn_of_nothing(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert open_dataset(tmp_path).annotation(0).boxes.tolist() == [[0, 0, 100, 50]]
+
+
+class TestSizes:
+    def test_as_annotated_until_the_image_is_read(self, tmp_path):
+        write_voc(tmp_path, "a", voc_object("dog", (1, 1, 9, 9)), size=(101, 51))  # it is 100 x 50
+        dataset = open_dataset(tmp_path)
+        assert dataset.size(0) == (51, 101)
+        dataset.read_image(0)
+        assert dataset.size(0) == (50, 100)
+
+    def test_of_coco_and_darknet(self, tmp_path, monkeypatch):
+        coco = TestCoco().write(tmp_path / "coco", coco_content())
+        assert open_dataset(coco).size(1) == (50, 100)
+        darknet = open_dataset(TestDarknet().write(tmp_path, "1 0.5 0.5 0.25 0.5\n"))
+        assert darknet.size(0) == (100, 200)  # read, as nothing notes it
+        other = open_dataset(tmp_path / "x.data")
+        monkeypatch.setattr(type(other), "read_image", lambda *_: pytest.fail("was read"))
+        annotation = other.annotation(0, (10, 20))
+        assert annotation.boxes.tolist() == [[7.5, 2.5, 12.5, 7.5]]
+        assert annotation.areas.tolist() == [25] and not annotation.normalized
+
+
+class TestSeveral:
+    def voc(self, root: Path, split: str, *objects: tuple[str, str]) -> Path:
+        """A VOC folder with images named after the first of each pair, with an object of the
+        second.
+        """
+        for number, (image_id, name) in enumerate(objects):
+            write_voc(root, image_id, voc_object(name, (1, 1, 10 + number, 9)))
+        write_split(root, split, *(image_id for image_id, _ in objects))
+        return root
+
+    def test_voc_0712_in_the_layout_of_the_kit(self, tmp_path):
+        kit = tmp_path / "VOCdevkit"
+        first = self.voc(kit / "VOC2007", "trainval", ("000005", "dog"), ("000007", "cat"))
+        second = self.voc(kit / "VOC2012", "trainval", ("2008_000001", "tvmonitor"))
+        both = open_datasets([first, str(second)], "trainval")
+        assert len(both) == 3 and both.class_names == VOC_NAMES
+        assert [path.stem for path in both.image_paths] == ["000005", "000007", "2008_000001"]
+        expected = [VOC_NAMES.index(name) for name in ("dog", "cat", "tvmonitor")]
+        assert [both.annotation(i).class_ids.item() for i in range(3)] == expected
+        assert both.split == "trainval" and both.path == first
+        assert both.read_image(2).shape == (50, 100, 3) and both.size(2) == (50, 100)
+        with pytest.raises(DatasetError, match="holds some: name VOC2007, VOC2012 in it"):
+            open_dataset(kit)
+
+    def test_one_is_the_set_itself(self, tmp_path):
+        root = self.voc(tmp_path, "train", ("a", "zebra"))
+        alone, listed = open_dataset(root, "train"), open_datasets([root], "train")
+        assert listed.image_paths == alone.image_paths and listed.problems == alone.problems
+        assert listed.class_names == ("zebra",)
+
+    def test_each_may_have_its_own_split(self, tmp_path):
+        root = self.voc(tmp_path, "train", ("a", "dog"))
+        write_voc(root, "b", voc_object("cat", (1, 1, 9, 9)))
+        write_split(root, "val", "b")
+        both = open_datasets([root, root], ["train", "val"])
+        assert [path.stem for path in both.image_paths] == ["a", "b"]
+        assert both.split == "train, val"
+        with pytest.raises(DatasetError, match="split 'val', is given twice"):
+            open_datasets([root, root / "." / "JPEGImages" / ".."], "val")
+        with pytest.raises(DatasetError, match=r"1 split\(s\) were given for 2 data set"):
+            open_datasets([root, root], ["val"])
+        with pytest.raises(DatasetError, match=r"0 split\(s\) were given for 0 data set"):
+            open_datasets([], "val")
+        with pytest.raises(TypeError, match="must be a sequence of paths"):
+            open_datasets(str(root), "val")
+
+    def test_images_of_one_name_are_kept_apart(self, tmp_path):
+        first = self.voc(tmp_path / "one", "train", ("a", "dog"))
+        second = self.voc(tmp_path / "two", "train", ("b", "dog"), ("a", "cat"))
+        both = open_datasets([first, second], "train")
+        assert len(set(both.image_paths)) == 3
+        assert both.annotation(0).class_ids.item() == VOC_NAMES.index("dog")
+        assert both.annotation(2).class_ids.item() == VOC_NAMES.index("cat")
+        assert both.annotation(2).boxes.tolist() == [[0, 0, 11, 9]]
+
+    def test_classes_found_in_annotations_are_joined_in_the_order_seen(self, tmp_path):
+        first = self.voc(tmp_path / "one", "train", ("a", "zebra"), ("b", "apple"))
+        second = self.voc(tmp_path / "two", "train", ("c", "zebra"), ("d", "aardvark"))
+        both = open_datasets([first, second], "train")
+        assert both.class_names == ("apple", "zebra", "aardvark")
+        assert [both.annotation(i).class_ids.item() for i in range(4)] == [1, 0, 1, 2]
+        (first / "classes.txt").write_text("zebra\napple\n")
+        for paths, order in (([first, second], [0, 1, 0, 2]), ([second, first], [0, 2, 0, 1])):
+            both = open_datasets(paths, "train")
+            assert both.class_names == ("zebra", "apple", "aardvark")
+            assert [both.annotation(i).class_ids.item() for i in range(4)] == order
+
+    def test_written_lists_must_agree_but_for_their_order(self, tmp_path):
+        first = self.voc(tmp_path / "one", "train", ("a", "dog"))
+        second = self.voc(tmp_path / "two", "train", ("b", "dog"))
+        (first / "classes.txt").write_text("cat\ndog\n")
+        (second / "my.names").write_text("dog\ncat\n")
+        both = open_datasets([first, second], "train")
+        assert both.class_names == ("cat", "dog")
+        assert [both.annotation(i).class_ids.item() for i in range(2)] == [1, 1]
+        (second / "my.names").write_text("dog\ncat\ncow\n")
+        with pytest.raises(DatasetError, match=r"one and .*two have different classes: .* 'cow'"):
+            open_datasets([first, second], "train")
+        forced = open_datasets([first, second], "train", ["dog", "pig"])
+        assert forced.class_names == ("dog", "pig")
+        assert [forced.annotation(i).class_ids.item() for i in range(2)] == [0, 0]
+
+    def test_formats_and_their_problems_side_by_side(self, tmp_path):
+        """Each set warns of its own problems, and each problem names its set."""
+        voc = self.voc(tmp_path / "voc", "val", ("a", "two"), ("b", "unicorn"))
+        write_voc(voc, "c", voc_object("one", (5, 5, 5, 20)))
+        write_split(voc, "val", "a", "b", "c", "d")
+        (voc / "classes.txt").write_text("two\none\n")
+        data = TestDarknet().write(tmp_path / "darknet", "1 0.5 0.5 0.25 0.5\n7 0.5 0.5 1 1\n")
+        content = coco_content()
+        content["categories"] = [{"id": 90, "name": "one"}, {"id": 1, "name": "two"}]
+        content["annotations"][0]["bbox"] = [0, 0, 0, 9]
+        coco = TestCoco().write(tmp_path / "coco", content)
+        with pytest.warns(DatasetWarning) as caught:
+            mixed = open_datasets([voc, data, coco], "val")
+        assert [str(w.message).split(":")[0] for w in caught] == [
+            f"3 problems in the annotations of {voc}",
+            f"1 problem in the annotations of {data}",
+            f"1 problem in the annotations of {coco}",
+        ]
+        assert len(mixed.problems) == 5
+        for problem, source in zip(mixed.problems, [voc] * 3 + [data, coco], strict=True):
+            assert problem.startswith(f"{source}: ")
+        assert mixed.class_names == ("two", "one") and len(mixed) == 3 + 2 + 2
+        found = [mixed.annotation(i) for i in range(7)]
+        assert [a.class_ids.tolist() for a in found] == [[0], [], [], [0], [], [], [0]]
+        np.testing.assert_allclose(found[3].boxes, [[75, 25, 125, 75]])  # normalised, in the file
+        assert found[6].boxes.tolist() == [[0, 0, 5, 5]]
+        assert mixed.image_ids == () and mixed.category_ids == ()
+
+    def test_several_of_coco_keep_ids_that_stay_unique(self, tmp_path):
+        first = TestCoco().write(tmp_path / "one", coco_content())
+        content = coco_content()
+        for image in content["images"]:
+            image["id"] += 100
+        for annotation in content["annotations"]:
+            annotation["image_id"] += 100
+        second = TestCoco().write(tmp_path / "two", content)
+        both = open_datasets([first, second])
+        assert both.image_ids == (7, 3, 107, 103) and both.category_ids == (1, 90)
+        assert both.annotation(3).boxes.tolist() == both.annotation(1).boxes.tolist()
+        same_ids = TestCoco().write(tmp_path / "three", coco_content())
+        assert open_datasets([first, same_ids]).image_ids == ()
+
+    @pytest.mark.filterwarnings("ignore::yolov4_fast.datasets.DatasetWarning")
+    def test_bccd_in_halves_is_bccd(self, bccd):
+        whole, halves = open_dataset(bccd, "trainval"), open_datasets([bccd] * 2, ["train", "val"])
+        assert sorted(whole.image_paths) == sorted(halves.image_paths)
+        assert len(whole.problems) == len(halves.problems)
+        assert halves.class_names == whole.class_names

@@ -6,11 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from yolov4_fast.datasets.coco import open_coco
+from yolov4_fast.datasets.concatenation import concatenated
 from yolov4_fast.datasets.darknet import open_darknet
 from yolov4_fast.datasets.dataset import Annotation, Dataset, DatasetError, DatasetWarning
 from yolov4_fast.datasets.voc import open_voc
 
-__all__ = ["Annotation", "Dataset", "DatasetError", "DatasetWarning", "open_dataset"]
+__all__ = [
+    "Annotation",
+    "Dataset",
+    "DatasetError",
+    "DatasetWarning",
+    "open_dataset",
+    "open_datasets",
+]
 
 
 def open_dataset(
@@ -42,7 +50,40 @@ def open_dataset(
         return open_voc(path, split, names)
     if any(path.glob("annotations/*.json")) or any(path.glob("*/_annotations.coco.json")):
         return open_coco(path, split, names)
+    inside = sorted(p.parent.name for p in path.glob("*/Annotations"))
+    if inside:  # a VOCdevkit
+        raise DatasetError(
+            f"{path} is no data set, but holds some: name {', '.join(inside)} in it, or several"
+        )
     raise DatasetError(
         f"{path} is no data set: a VOC folder has Annotations and JPEGImages, a COCO folder "
         "annotations/*.json; for Darknet name the .data file itself"
     )
+
+
+def open_datasets(
+    paths: Sequence[str | Path],
+    split: str | Sequence[str | None] | None = None,
+    class_names: Sequence[str] | None = None,
+) -> Dataset:
+    """Opens several data sets, in any of the formats, as one: their images in the order given.
+
+    `paths`: one or more, each as `open_dataset` takes it; VOC 07+12 is VOCdevkit/VOC2007 and
+    VOCdevkit/VOC2012 with the split trainval. `split`: of all of them, or one for each.
+    `class_names` forces classes and their order.
+
+    Without `class_names`, lists of classes that were written down (COCO's categories, a .names
+    file, classes.txt, the 20 of VOC) must hold the same names; the order is that of the first.
+    Classes that were gathered from annotations join them, in the order in which they are first
+    seen.
+
+    Problems are counted and warned of by set, and name their set. Images of one name in different
+    sets are different images. The same split of the same path twice raises `DatasetError`.
+    """
+    if isinstance(paths, str | Path):
+        raise TypeError(f"paths must be a sequence of paths, not {paths!r}")
+    splits = [split] * len(paths) if split is None or isinstance(split, str) else list(split)
+    if not paths or len(splits) != len(paths):
+        raise DatasetError(f"{len(splits)} split(s) were given for {len(paths)} data set(s)")
+    parts = [open_dataset(path, one, class_names) for path, one in zip(paths, splits, strict=True)]
+    return concatenated(parts) if len(parts) > 1 else parts[0]

@@ -61,9 +61,7 @@ def open_darknet(path: Path, split: str | None, class_names: tuple[str, ...] | N
         annotations.append(_read_labels(image, class_of, problems))
     if not images:
         raise DatasetError(f"{list_file} names no image that is there")
-    return Dataset(
-        path, split, names, tuple(images), tuple(annotations), problems.report(), normalized=True
-    )
+    return Dataset(path, split, names, tuple(images), tuple(annotations), problems.report())
 
 
 def _read_options(path: Path) -> dict[str, str]:
@@ -106,7 +104,7 @@ def _label_file(image: Path) -> Path:
 def _read_labels(image: Path, class_of: list[int | None], problems: Problems) -> Annotation:
     """Boxes normalised to the image."""
     file = _label_file(image)
-    objects = ObjectList(file.name, 1.0, 1.0, problems)
+    objects = ObjectList(file.name, 1.0, 1.0, problems, normalized=True)
     if not file.is_file():
         problems.add(image.name, "no label file: taken as having no objects")
         return objects.annotation()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -35,23 +35,25 @@ class Annotation:
     areas: (
         np.ndarray
     )  # [N] float32 px^2: COCO's segmented area, which its size classes go by; else the box's
+    normalized: bool = False  # boxes in 0..1 and areas in shares of the image (Darknet)
+    size: tuple[int, int] | None = None  # height and width of the image, where it is noted
 
 
 @dataclass(frozen=True)
 class Dataset:
     """Annotated images. Index `i` runs from 0 to `len(dataset) - 1`."""
 
-    path: Path
+    path: Path  # of several data sets in one: of the first
     split: str | None
     class_names: tuple[str, ...]
     image_paths: tuple[Path, ...] = field(repr=False)
     annotations: tuple[Annotation, ...] = field(repr=False)
     problems: tuple[str, ...] = field(default=(), repr=False)
-    normalized: bool = False  # `annotations` hold boxes in 0..1 (Darknet), scaled when asked for
     image_ids: tuple[int, ...] = field(default=(), repr=False)  # COCO's; empty for other formats
     category_ids: tuple[
         int, ...
     ] = ()  # COCO's original (sparse) id of each class; empty for others
+    classes_found: bool = False  # `class_names` are those of the objects: no list of them was there
     _sizes: dict[int, tuple[int, int]] = field(default_factory=dict, repr=False, compare=False)
 
     def __len__(self) -> int:
@@ -68,24 +70,29 @@ class Dataset:
         self._sizes[index] = image.shape[0], image.shape[1]
         return image
 
-    def annotation(self, index: int) -> Annotation:
-        """The objects of image `index`, boxes in its pixels. Darknet's need its size: read once
-        if not yet known.
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width of image `index`: its own if it has been read, else as annotated; where
+        neither is known it is read.
+        """
+        noted = self._sizes.get(index) or self.annotations[index].size
+        if noted is None:
+            self.read_image(index)
+            noted = self._sizes[index]
+        return noted
+
+    def annotation(self, index: int, size: tuple[int, int] | None = None) -> Annotation:
+        """The objects of image `index`, boxes in its pixels.
+
+        size: its height and width, if the caller knows them. Darknet's boxes need them: where they
+        are not known the image is read.
         """
         annotation = self.annotations[index]
-        if not self.normalized or not len(annotation.boxes):
+        if not annotation.normalized or not len(annotation.boxes):
             return annotation
-        if index not in self._sizes:
-            self.read_image(index)
-        height, width = self._sizes[index]
+        height, width = size or self.size(index)
         boxes = annotation.boxes * np.array([width, height, width, height], dtype=np.float32)
-        return Annotation(
-            boxes,
-            annotation.class_ids,
-            annotation.difficult,
-            annotation.crowd,
-            annotation.areas * (height * width),
-        )
+        areas = annotation.areas * (height * width)
+        return replace(annotation, boxes=boxes, areas=areas, normalized=False)
 
 
 @dataclass
@@ -116,12 +123,22 @@ class ObjectList:
     are clipped.
     """
 
-    def __init__(self, where: str, width: float, height: float, problems: Problems) -> None:
+    def __init__(
+        self,
+        where: str,
+        width: float,
+        height: float,
+        problems: Problems,
+        *,
+        normalized: bool = False,
+    ) -> None:
+        """width, height: of the image in pixels; 1 and 1 for boxes `normalized` to it."""
         self.where = where
         self.width = width
         self.height = height
         self.problems = problems
-        self.slack = 1.0 if max(width, height) > 1 else 1e-3  # rounding is no problem to report
+        self.normalized = normalized
+        self.slack = 1e-3 if normalized else 1.0  # rounding is no problem to report
         self.rows: list[tuple[tuple[float, float, float, float], int, bool, bool, float]] = []
 
     def add(
@@ -161,6 +178,8 @@ class ObjectList:
             np.array(difficult, dtype=bool),
             np.array(crowd, dtype=bool),
             np.array(areas, dtype=np.float32),
+            self.normalized,
+            None if self.normalized else (round(self.height), round(self.width)),
         )
 
 

@@ -70,6 +70,7 @@ def open_voc(path: Path, split: str | None, class_names: tuple[str, ...] | None)
     split, ids = _ids(path, split)
     pages: dict[str, _Page | _Unreadable] = {}
     names = class_names or _listed_names(path)
+    found = names is None
     if names is None:
         pages = {p.stem: _parse(p) for p in sorted((path / "Annotations").glob("*.xml"))}
         names = _found_names(path, pages.values())
@@ -96,7 +97,15 @@ def open_voc(path: Path, split: str | None, class_names: tuple[str, ...] | None)
         reason = problems.found[0] if problems.found else "it lists none"
         which = f"in split {split!r}" if split else "at all"
         raise DatasetError(f"{path} has no usable image {which}: {reason}")
-    return Dataset(path, split, names, tuple(images), tuple(annotations), problems.report())
+    return Dataset(
+        path,
+        split,
+        names,
+        tuple(images),
+        tuple(annotations),
+        problems.report(),
+        classes_found=found and names != VOC_NAMES,
+    )
 
 
 def _ids(path: Path, split: str | None) -> tuple[str | None, list[str]]:
