@@ -120,15 +120,22 @@ def match(
     )
 
 
+def precision_recall_curve(hits: np.ndarray, positives: int) -> tuple[np.ndarray, np.ndarray]:
+    """Precision and recall float64 [D] of the first 1..D detections of one class, from those
+    detections in descending order of score, bool [D]; recall is NaN without positives.
+    """
+    found = np.cumsum(hits)
+    recall = found / positives if positives else np.full(len(found), math.nan)
+    return found / np.arange(1, len(found) + 1), recall
+
+
 def average_precision(hits: np.ndarray, positives: int, points: Points = "area") -> float:
     """AP of one class from its detections in descending order of score, bool [D]; NaN without
     positives.
     """
     if not positives:
         return math.nan
-    found = np.cumsum(hits)
-    recall = found / positives
-    precision = found / np.arange(1, len(found) + 1)
+    precision, recall = precision_recall_curve(hits, positives)
     precision = np.maximum.accumulate(precision[::-1])[::-1]  # at this recall or any higher
     if points == "area":
         return float((np.diff(recall, prepend=0) * precision).sum())

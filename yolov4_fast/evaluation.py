@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from yolov4_fast.average_precision import (
     EvaluationError,
+    Matches,
     Points,
     Predicted,
     Prediction,
@@ -82,6 +83,8 @@ class Evaluation:
     objects: tuple[int, ...]  # per class, without difficult ones and crowds
     detections: tuple[int, ...]  # per class
     coco: dict[str, float] = field(default_factory=dict)  # COCO's twelve numbers; empty for voc
+    # What the numbers are made from: every detection held against the objects.
+    matches: Matches | None = field(default=None, repr=False, compare=False)
 
     @property
     def AP(self) -> float | None:
@@ -221,6 +224,7 @@ def evaluate_predictions(
         objects=tuple(matches.positives.tolist()),
         detections=tuple(np.bincount(matches.class_ids, minlength=classes).tolist()),
         coco=coco,
+        matches=matches,
     )
 
 
