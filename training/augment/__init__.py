@@ -2,7 +2,8 @@
 it is given.
 """
 
-from training.augment.pipeline import AugmentConfig, augmented
+from training.augment.config import AugmentConfig
+from training.augment.pipeline import augmented
 from training.augment.sample import Sample
 
 __all__ = ["AugmentConfig", "Sample", "augmented"]
