@@ -2,61 +2,193 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
-from math import inf
+import json
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from training.augment import AugmentConfig
 from training.losses import LossConfig
+from training.settings import check, setting
+from yolov4_fast.network.layers import ACTIVATIONS
 
-OPTIMIZERS = {"adamw": (1e-3, 0.05), "sgd": (1e-2, 5e-4)}  # usual learning rate, weight decay
+OPTIMIZERS = {  # usual learning rate, weight decay
+    "adamw": (1e-3, 0.05),
+    "adam": (1e-4, 1e-4),
+    "sgd": (1e-2, 5e-4),
+}
 PRECISIONS = ("f32", "bf16")
+SCHEDULES = ("cosine", "steps", "constant")
+NORMS = ("sync", "local", "cross")
+WEIGHTED = ("none", "relu", "softmax")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArchitectureConfig:
+    """Changes to the architecture that was named; empty or "as named": leave it as it is."""
+
+    width_multiple: float | None = setting(None, "factor on all channels", above=0, high=4)
+    activation: str = setting(
+        "as named", "activation of the backbone", choices=("as named", *ACTIVATIONS)
+    )
+    neck_activation: str = setting(
+        "as named", "activation of neck and heads", choices=("as named", *ACTIVATIONS)
+    )
+    spp: bool = setting(True, "spatial pyramid pooling")
+    pan: bool = setting(True, "path aggregation; without: top-down only, as in YOLOv3")
+    csp: bool = setting(True, "cross-stage partial stages; without: residual stages (Darknet53)")
+    sam: bool = setting(False, "spatial attention before each head")
+    weighted_shortcuts: str = setting(
+        "none", "normalised weights of the residual connections (MiWRC)", choices=WEIGHTED
+    )
+    anchors: str = setting("", "nine w,h pairs in pixels of the input, or a file that holds them")
+    scale_x_y: tuple[float, ...] = setting(
+        (), "per head, finest first; 1,1,1: plain sigmoid", low=1, high=4
+    )
+    iou_thresh: float | None = setting(
+        None,
+        "anchors above this IoU with an object are positive too; 1: the best only",
+        low=0,
+        high=1,
+    )
+    ignore_thresh: float | None = setting(
+        None, "boxes above this IoU with an object are no negatives", low=0, high=1
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationConfig:
+    """How the detector of the averaged weights is measured."""
+
+    confidence: float = setting(0.001, "least score of a detection", low=0, below=1)
+    nms_iou: float = setting(0.45, "overlap at which the lesser box is dropped", low=0, high=1)
+    nms: str = setting(
+        "network", "kind of NMS: the network's own, plain IoU, or DIoU",
+        choices=("network", "iou", "diou"),
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """All that decides the weights a run ends with, apart from data and the machine's rounding."""
 
-    model: str = "yolov4-nano"
-    width: int = 416
-    height: int = 416
-    epochs: int = 100
-    batch_size: int = 16
-    optimizer: str = "adamw"
-    learning_rate: float = 1e-3
-    final_learning_rate: float = 0.02  # as a share of learning_rate, at the end of the cosine
-    momentum: float = 0.9  # beta1 of AdamW, momentum of SGD
-    weight_decay: float = 0.05
-    warmup_epochs: float = 3.0
-    clip_gradient: float = 10.0
-    ema_decay: float = 0.998
-    mosaic_off_epochs: int = 10  # the last epochs see whole images only
-    precision: str = "f32"
-    seed: int = 0
+    model: str = setting("yolov4-nano", "an architecture by name, or a .cfg")
+    width: int = setting(416, "of the input, px", low=32)
+    height: int = setting(416, "of the input, px", low=32)
+    epochs: int = setting(100, "passes over the data", low=1)
+    max_batches: int = setting(
+        0, "optimiser steps at which the run ends; 0: when its epochs are done", low=0
+    )
+    batch_size: int = setting(16, "images per optimiser step, over all processes", low=1)
+    subdivisions: int = setting(
+        1, "mini-batches that a batch is split into, their gradients added", low=1
+    )
+    multi_scale: tuple[int, ...] = setting(
+        (), "least and largest width that the input takes in turn", low=32
+    )
+    multi_scale_every: int = setting(10, "steps between changes of the size", low=1)
+    optimizer: str = setting("adamw", "what takes the steps", choices=tuple(OPTIMIZERS))
+    learning_rate: float = setting(1e-3, "largest learning rate", above=0)
+    schedule: str = setting("cosine", "how the learning rate falls", choices=SCHEDULES)
+    final_learning_rate: float = setting(
+        0.02, "share of the learning rate at the end of the cosine", low=0, high=1
+    )
+    steps: tuple[float, ...] = setting(
+        (0.8, 0.9), "shares of the run at which `steps` lowers the rate", low=0, high=1
+    )
+    scales: tuple[float, ...] = setting((0.1, 0.1), "factors of `steps`, one each", above=0)
+    warmup_epochs: float = setting(3.0, "epochs in which the learning rate rises from 0", low=0)
+    warmup_steps: int = setting(0, "the same in optimiser steps; 0: as --warmup-epochs says", low=0)
+    warmup_power: float = setting(1.0, "exponent of that rise; Darknet's burn-in has 4", above=0)
+    momentum: float = setting(0.9, "momentum of SGD, beta1 of Adam", low=0, below=1)
+    nesterov: bool = setting(True, "Nesterov's momentum in SGD; Darknet has the plain one")
+    weight_decay: float = setting(0.05, "decay of convolution weights", low=0)
+    clip_gradient: float = setting(10.0, "largest norm of the gradient; 0: not clipped", low=0)
+    ema_decay: float = setting(
+        0.998, "decay of the averaged weights, which are validated and kept; 0: not averaged",
+        low=0, below=1,
+    )  # fmt: skip
+    batch_norm: str = setting(
+        "sync",
+        "statistics of normalisation: over all processes (sync), each one's own (local), or over"
+        " the mini-batches of a batch so far (cross: CmBN)",
+        choices=NORMS,
+    )
+    dropblock: float = setting(0.0, "share of a map that is dropped at the end", low=0, below=1)
+    dropblock_size: int = setting(7, "side of a dropped square, in cells", low=1)
+    adversarial: float = setting(
+        0.0, "probability that a batch is attacked before it is trained on", low=0, high=1
+    )
+    adversarial_step: float = setting(
+        0.02, "largest change of a pixel by the attack, in 0..1", above=0, high=1
+    )
+    mosaic_off_epochs: int = setting(10, "last epochs, which see whole images only", low=0)
+    precision: str = setting(
+        "f32", "of the network's maps; weights and loss stay in float32", choices=PRECISIONS
+    )
+    seed: int = setting(0, "seed of all chance", low=0)
+    architecture: ArchitectureConfig = field(default_factory=ArchitectureConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
 
     def __post_init__(self) -> None:
-        if self.optimizer not in OPTIMIZERS:
-            raise ValueError(f"optimizer {self.optimizer!r} is not one of {', '.join(OPTIMIZERS)}")
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision {self.precision!r} is not one of {', '.join(PRECISIONS)}")
-        if self.epochs < 1 or self.batch_size < 1:
-            raise ValueError("epochs and batch size must be at least 1")
-        if not 0 < self.learning_rate < inf:
-            raise ValueError(f"a learning rate of {self.learning_rate} is not positive and finite")
-        for name in ("weight_decay", "warmup_epochs", "mosaic_off_epochs", "seed"):
-            if not 0 <= getattr(self, name) < inf:
-                raise ValueError(f"{name} must be at least 0 and finite, not {getattr(self, name)}")
+        check(self)
+        if self.batch_size % self.subdivisions:
+            raise ValueError(
+                f"a batch of {self.batch_size} does not split into {self.subdivisions} "
+                "subdivisions: one must divide the other"
+            )
+        if len(self.steps) != len(self.scales):
+            raise ValueError(
+                f"steps are {len(self.steps)} and scales {len(self.scales)}: give one scale a step"
+            )
+        if list(self.steps) != sorted(self.steps):
+            raise ValueError(f"steps must ascend, not {_listed(self.steps)}")
+        if self.multi_scale and (
+            len(self.multi_scale) != 2 or self.multi_scale[0] > self.multi_scale[1]
+        ):
+            raise ValueError(
+                "multi_scale is the least and the largest width, such as 320-608, not "
+                f"{_listed(self.multi_scale)}"
+            )
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Optimiser steps of the whole run."""
+        return self.max_batches or self.epochs * steps_per_epoch
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """As JSON gives it back: tuples are lists."""
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return plain
 
     def differences(self, other: dict[str, Any]) -> list[str]:
-        """What another run's configuration (from `to_json`) sets otherwise, as sentences."""
-        mine = self.to_json()
+        """What another run's configuration (from `to_json`) sets otherwise, as sentences.
+
+        A setting that it lacks, as it was written before there was one, had its default.
+        """
+        theirs, mine = _flat(TrainConfig().to_json()) | _flat(other), _flat(self.to_json())
         return [
-            f"{name} was {other.get(name)!r} and is now {mine[name]!r}"
-            for name in (item.name for item in fields(self))
-            if other.get(name) != mine[name]
+            f"{name} was {theirs[name]!r} and is now {mine[name]!r}"
+            if name in mine
+            else f"{name} was {theirs[name]!r}, a setting that this version does not have"
+            for name in theirs
+            if name not in mine or theirs[name] != mine[name]
         ]
+
+
+def _flat(config: dict[str, Any]) -> dict[str, Any]:
+    """Settings by name; those of nested configurations too, as no name occurs twice."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        flat |= _flat(value) if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def _listed(values: tuple[float, ...]) -> str:
+    return ",".join(map(str, values))

@@ -3,7 +3,7 @@
     average <- decay_t * average + (1 - decay_t) * weight,  decay_t = decay * (1 - exp(-t / ramp))
 
 The ramp lets the average follow quickly while the weights still move far. Buffers (running
-statistics) are averaged alike; integers are copied.
+statistics) are averaged alike; integers are copied. With a decay of 0 the average is the weights.
 """
 
 from __future__ import annotations
@@ -29,9 +29,13 @@ class ExponentialMovingAverage:
     def update(self, module: nn.Module) -> None:
         self.updates += 1
         decay = self.decay * (1 - exp(-self.updates / self.ramp))
+        averages, weights = [], []
         for name, value in module.state_dict().items():
             average = self.state[name]
-            if average.dtype.is_floating_point:
-                average.lerp_(value, 1 - decay)
+            if decay and average.dtype.is_floating_point:
+                averages.append(average)
+                weights.append(value)
             else:
                 average.copy_(value)
+        if averages:
+            torch._foreach_lerp_(averages, weights, 1 - decay)  # one kernel for many on a GPU

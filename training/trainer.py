@@ -1,73 +1,94 @@
-"""The state of a training run and what is done with it: epochs, validation, checkpoints, resuming.
+"""One optimiser step: the network, its optimiser and its averaged copy, and how they move.
 
-Everything random is derived from (seed, epoch, index) by the loader, so a run that is resumed at
-an epoch's end goes on as if it had never stopped.
+A batch is split into `subdivisions` mini-batches, and among the processes; their gradients are
+added and normalised by the positives of the whole batch, so that the step is that of the whole
+batch in one go, but for rounding and for what statistics of normalisation are set to. All chance
+is derived from (seed, step, rank), so that nothing but the step and the weights is state.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
+from contextlib import nullcontext
+from inspect import signature
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
+from training.adversarial import attack
+from training.batch_norm import Mode, begin_batch, convert
 from training.config import TrainConfig
+from training.distributed import Processes
 from training.ema import ExponentialMovingAverage
 from training.loader import Batch
-from training.losses import Losses, detection_loss
-from training.schedule import cosine
-from yolov4_fast.checkpoint import read_checkpoint, read_resume, write_checkpoint
-from yolov4_fast.datasets import Dataset
-from yolov4_fast.detector import Detector
-from yolov4_fast.engines.build import build_engine
-from yolov4_fast.evaluation import Evaluation, evaluate
+from training.losses import Losses, count_positives, detection_loss, linear_heads
+from training.optimizer import make_optimizer, set_learning_rate
+from training.regularize import attach_dropblock
+from training.schedule import factor
 from yolov4_fast.network.layers import Network
 from yolov4_fast.network.module import NetworkModule
 
-VALIDATION_CONFIDENCE = 0.001
-VALIDATION_BATCH = 16
+ATTACKS = 0xA77C  # keeps the chance of an attack apart from the others that the seed gives
 
 
 class TrainingError(ValueError):
     """Training cannot go on; the message says why and what to do."""
 
 
-@dataclass
-class Progress:
-    """Where a run stands."""
+class Diverged(TrainingError):
+    """The loss or its gradient is no longer finite; holds what the step was made from."""
 
-    epoch: int = 0  # epochs completed
-    step: int = 0  # optimiser steps taken
-    best: float = -1.0  # highest validation mAP50 so far
-    best_epoch: int = 0
+    def __init__(self, message: str, step: int, batch: Batch, losses: Losses) -> None:
+        super().__init__(message)
+        self.step, self.batch, self.losses = step, batch, losses
+
+
+def _joined(module: nn.Module) -> nn.Module:
+    """With gradients averaged over all processes. Running statistics are left alone: where they
+    are of all processes they are the same, and where not those of rank 0 are kept.
+    """
+    known = signature(DistributedDataParallel).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    options: dict[str, Any] = {name: False}  # the newer torch has the first
+    return DistributedDataParallel(module, **options)
 
 
 class Trainer:
-    """Holds the network, its optimiser and its averaged copy.
+    """Holds the network, its optimiser and its averaged copy; `step` counts optimiser steps taken.
 
-    network: what to train; class_names: one per class; steps_per_epoch: optimiser steps the loader
-    gives.
+    network: what to train; steps_per_epoch: optimiser steps an epoch has.
     """
 
     def __init__(
-        self,
-        config: TrainConfig,
-        network: Network,
-        class_names: tuple[str, ...],
-        steps_per_epoch: int,
-        device: torch.device,
+        self, config: TrainConfig, network: Network, steps_per_epoch: int, processes: Processes
     ) -> None:
-        self.config, self.network, self.class_names = config, network, class_names
-        self.device, self.steps_per_epoch = device, steps_per_epoch
+        self.config, self.network, self.processes = config, network, processes
+        self.steps_per_epoch = steps_per_epoch
+        self.total_steps = config.total_steps(steps_per_epoch)
+        self.step = 0
+        share = config.subdivisions * processes.world
+        if config.batch_size % share:
+            raise TrainingError(
+                f"a batch of {config.batch_size} does not split into {config.subdivisions} "
+                f"subdivisions on {processes.world} processes: {share} must divide it"
+            )
         torch.manual_seed(config.seed)
-        self.module = NetworkModule(network).to(device).to(memory_format=torch.channels_last)
-        self.average = ExponentialMovingAverage(self.module, config.ema_decay)
-        self.optimizer = make_optimizer(self.module, config)
-        self.progress = Progress()
+        module = NetworkModule(network).to(processes.device).to(memory_format=torch.channels_last)
+        linear_heads(module)
+        convert(module, cast(Mode, config.batch_norm), config.subdivisions)
+        self.module: NetworkModule = module.train()
+        self.dropblocks = (
+            attach_dropblock(module, config.dropblock_size) if config.dropblock else None
+        )
+        self.average = ExponentialMovingAverage(module, config.ema_decay)
+        self.optimizer = make_optimizer(module, config)
+        self.parallel: nn.Module = module
+        if processes.world > 1:
+            self.parallel = _joined(module)
 
     def initialise(self, state: dict[str, Tensor]) -> tuple[int, int]:
         """Start from given weights where name and shape fit. -> (tensors taken, of how many)."""
@@ -78,140 +99,103 @@ class Trainer:
         return len(fitting), sum(value.dtype.is_floating_point for value in own.values())
 
     def learning_rate(self, step: int) -> float:
-        total = self.config.epochs * self.steps_per_epoch
-        warmup = round(self.config.warmup_epochs * self.steps_per_epoch)
-        return self.config.learning_rate * cosine(
-            step, total, min(warmup, total), self.config.final_learning_rate
-        )
+        config = self.config
+        return config.learning_rate * factor(config, step, self.total_steps, self.steps_per_epoch)
 
-    def run_epoch(self, batches: Iterable[Batch]) -> Iterator[Losses]:
-        """Train on every batch, yielding its losses as plain numbers on the CPU."""
-        self.module.train()
-        for batch in batches:
-            yield self._step(batch)
-        self.progress.epoch += 1
+    def attacked(self, step: int) -> bool:
+        """Whether the batch of this step is attacked before it is trained on."""
+        rng = np.random.default_rng((self.config.seed, ATTACKS, step))
+        return bool(rng.random() < self.config.adversarial)
 
-    def _step(self, batch: Batch) -> Losses:
-        images = batch.images.to(self.device, non_blocking=True)
-        images = images.to(memory_format=torch.channels_last).float().div_(255)
-        targets = batch.targets.to(self.device, non_blocking=True)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(self.progress.step)
-        with torch.autocast(
-            self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"
-        ):
-            maps = self.module(images)
-        losses = detection_loss(self.network.heads, maps, targets, self.config.loss)
-        self._check_finite("loss", losses.total)
-        self.optimizer.zero_grad(set_to_none=True)
-        losses.total.backward()
-        norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.config.clip_gradient)
-        self._check_finite("gradient", norm)  # before it reaches the weights that are saved
+    def train_step(self, batch: Batch) -> Losses:
+        """One optimiser step on this process's share of a batch.
+
+        -> the losses of the whole batch, as plain numbers. Raises Diverged, with the weights as
+        they were before the step.
+        """
+        self._prepare()
+        images = batch.images.to(self.processes.device, non_blocking=True)
+        positives = self._positives(batch.targets, *images.shape[2:])
+        terms = images.new_zeros(4, dtype=torch.float32)
+        for part, last in self._parts(Batch(images, batch.targets)):  # targets serve on the CPU
+            terms += self._backward(part, positives, last)
+        norm = self._gradient_norm()
+        self.processes.sum_over(terms)
+        *values, gradient = torch.cat([terms, norm.reshape(1)]).tolist()  # waits for the device
+        self._check_finite("loss", values[0], batch, values)
+        self._check_finite("gradient", gradient, batch, values)  # before it reaches the weights
         self.optimizer.step()
-        self.average.update(self.module)
-        self.progress.step += 1
-        return Losses(*(term.detach().cpu() for term in losses))
+        if self.processes.main:
+            self.average.update(self.module)
+        self.step += 1
+        return Losses(*torch.tensor(values))
 
-    def _check_finite(self, name: str, value: Tensor) -> None:
-        if not math.isfinite(value.item()):
-            raise TrainingError(
-                f"the {name} became {value.item()} at step {self.progress.step}; a lower "
-                f"learning rate than {self.config.learning_rate} is the usual remedy"
-            )
+    def _prepare(self) -> None:
+        seeds = np.random.SeedSequence((self.config.seed, self.step, self.processes.rank))
+        torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0]))
+        set_learning_rate(self.optimizer, self.learning_rate(self.step))
+        self.optimizer.zero_grad(set_to_none=True)
+        begin_batch(self.module)
+        if self.dropblocks:
+            self.dropblocks.probability = self.config.dropblock * self.step / self.total_steps
 
-    def validate(self, dataset: Dataset) -> Evaluation:
-        """VOC AP at IoU 0.5 of the averaged weights, through the detector that users run."""
-        engine = build_engine(
-            self.network,
-            self.average.state,
-            self.class_names,
-            engine="torch",
-            max_batch=VALIDATION_BATCH,
+    def _positives(self, targets: Tensor, height: int, width: int) -> float:
+        """What the losses of the whole batch, of all processes, are divided by."""
+        if self.config.loss.normaliser == "images":
+            return self.config.batch_size
+        own = count_positives(self.network.heads, targets, width, height)
+        if self.processes.world == 1:
+            return own
+        return self.processes.sum_over(torch.tensor(own, device=self.processes.device)).item()
+
+    def _parts(self, batch: Batch) -> Iterator[tuple[Batch, bool]]:
+        """The mini-batches, and whether each is the last."""
+        count = self.config.subdivisions
+        size = len(batch.images) // count
+        for number in range(count):
+            first = number * size
+            mine = (batch.targets[:, 0] >= first) & (batch.targets[:, 0] < first + size)
+            targets = batch.targets if count == 1 else batch.targets[mine]
+            if first:
+                targets = targets - targets.new_tensor([first, 0, 0, 0, 0, 0])
+            yield Batch(batch.images[first : first + size], targets), number == count - 1
+
+    def _backward(self, part: Batch, positives: float, last: bool) -> Tensor:
+        """Add the gradients of a mini-batch. -> its losses, [4]."""
+        config, heads = self.config, self.network.heads
+        images = part.images.to(memory_format=torch.channels_last).float().div_(255)
+        autocast = torch.autocast(
+            self.processes.device.type, torch.bfloat16, enabled=config.precision == "bf16"
         )
-        detector = Detector(engine, confidence=VALIDATION_CONFIDENCE)
-        return evaluate(detector, dataset, metric="voc", progress=False)
+        if self.attacked(self.step):
+            with autocast:
+                images = attack(self.module, images, heads, part.targets, config.adversarial_step)
+        wait = isinstance(self.parallel, DistributedDataParallel) and not last
+        with self.parallel.no_sync() if wait else nullcontext():  # type: ignore[operator]
+            with autocast:
+                maps = self.parallel(images)
+            losses = detection_loss(heads, maps, part.targets, config.loss, positives=positives)
+            total = losses.total
+            if self.processes.world > 1:  # whose gradients are averaged, not added
+                total = total * self.processes.world
+            total.backward()
+        return torch.stack([term.detach() for term in losses])
 
-    def save(self, path: Path, evaluation: Evaluation | None, *, resumable: bool) -> None:
-        """Write the averaged weights; with `resumable`, all that is needed to go on."""
-        metadata: dict[str, Any] = {
-            "config": self.config.to_json(),
-            "progress": vars(self.progress),
-            "mAP50": evaluation.mAP50 if evaluation else None,
-            "steps_per_epoch": self.steps_per_epoch,
-            "ema_updates": self.average.updates,
-        }
-        write_checkpoint(
-            path,
-            self.network,
-            self.average.state,
-            self.class_names,
-            metadata,
-            resume=self._resume_tensors() if resumable else None,
+    def _gradient_norm(self) -> Tensor:
+        """The norm of the whole gradient, which is clipped to the configuration's largest."""
+        if self.config.clip_gradient:
+            return nn.utils.clip_grad_norm_(self.module.parameters(), self.config.clip_gradient)
+        return nn.utils.get_total_norm(
+            [p.grad for p in self.module.parameters() if p.grad is not None]
         )
 
-    def _resume_tensors(self) -> dict[str, Tensor]:
-        tensors = {f"model.{name}": value for name, value in self.module.state_dict().items()}
-        for index, state in self.optimizer.state_dict()["state"].items():
-            for name, value in state.items():
-                if isinstance(value, Tensor):
-                    tensors[f"optimizer.{index}.{name}"] = value
-        return tensors
-
-    def resume(self, path: Path) -> None:
-        """Go on from what `save(resumable=True)` wrote for the same configuration and data."""
-        checkpoint, tensors = read_checkpoint(path), read_resume(path)
-        metadata = checkpoint.metadata
-        if not tensors:
-            raise TrainingError(f"{path}: holds no optimiser state; give it as --weights instead")
-        differences = self.config.differences(metadata["config"])
-        if differences:
-            raise TrainingError(f"{path}: cannot be resumed with other settings: {differences[0]}")
-        if checkpoint.network != self.network:
-            raise TrainingError(f"{path}: cannot be resumed: {self.config.model} has changed since")
-        if checkpoint.class_names != self.class_names:
-            raise TrainingError(
-                f"{path}: was trained on classes {checkpoint.class_names}, not {self.class_names}"
+    def _check_finite(self, name: str, value: float, batch: Batch, losses: list[float]) -> None:
+        if not math.isfinite(value):
+            raise Diverged(
+                f"the {name} became {value} at step {self.step}; a lower learning rate than "
+                f"{self.config.learning_rate} is the usual remedy, a longer warm-up or a lower "
+                "clip_gradient others",
+                self.step,
+                batch,
+                Losses(*torch.tensor(losses)),
             )
-        if metadata["steps_per_epoch"] != self.steps_per_epoch:
-            raise TrainingError(
-                f"{path}: had {metadata['steps_per_epoch']} steps per epoch, the data give "
-                f"{self.steps_per_epoch} now; resume needs the same data and batch size"
-            )
-        self.module.load_state_dict(_below(tensors, "model."))
-        self.average.updates = metadata["ema_updates"]
-        for name, value in self.average.state.items():
-            value.copy_(
-                checkpoint.state[name] if name in checkpoint.state else tensors[f"model.{name}"]
-            )
-        self.optimizer.load_state_dict(
-            {
-                "state": _nested(_below(tensors, "optimizer.")),
-                "param_groups": self.optimizer.state_dict()["param_groups"],
-            }
-        )
-        self.progress = Progress(**metadata["progress"])
-
-
-def make_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW or SGD; weight decay for convolution weights only, as in Darknet."""
-    decayed = [p for p in module.parameters() if p.ndim > 1]
-    plain = [p for p in module.parameters() if p.ndim <= 1]
-    groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": plain, "weight_decay": 0.0},
-    ]
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, config.learning_rate, betas=(config.momentum, 0.999))
-    return torch.optim.SGD(groups, config.learning_rate, config.momentum, nesterov=True)
-
-
-def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-
-def _nested(tensors: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:
-    nested: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        index, name = key.split(".", 1)
-        nested.setdefault(int(index), {})[name] = value
-    return nested
