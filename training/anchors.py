@@ -29,6 +29,7 @@ from training.anchor_shapes import (
     object_shapes,
 )
 from training.augment.pipeline import RESIZES
+from training.options import count
 from yolov4_fast.commands.arguments import check_output, positive, size, write_json
 from yolov4_fast.darknet.cfg import read_cfg
 from yolov4_fast.datasets import DatasetWarning, open_datasets
@@ -115,7 +116,7 @@ def parser() -> argparse.ArgumentParser:
         "--model", default="yolov4-nano",
         help=f"whose anchors to compare with: a .cfg or {', '.join(NAMES)} (default: %(default)s)",
     )  # fmt: skip
-    p.add_argument("--seed", type=int, default=0, help="of k-means (default: %(default)s)")
+    p.add_argument("--seed", type=count, default=0, help="of k-means (default: %(default)s)")
     p.add_argument(
         "--restarts", type=positive, default=RESTARTS, help="of k-means (default: %(default)s)"
     )

@@ -27,6 +27,11 @@ def largest_size(low: int, high: int, height: int, width: int, stride: int) -> t
     return _shaped(_multiples(low, high, stride)[1] * stride, height, width, stride)
 
 
+def smallest_size(low: int, high: int, height: int, width: int, stride: int) -> tuple[int, int]:
+    """The smallest of them."""
+    return _shaped(_multiples(low, high, stride)[0] * stride, height, width, stride)
+
+
 def _multiples(low: int, high: int, stride: int) -> tuple[int, int]:
     first, last = -(-low // stride), high // stride
     if not 1 <= first <= last:

@@ -26,6 +26,7 @@ from training.distributed import Processes
 from training.ema import ExponentialMovingAverage
 from training.loader import Batch
 from training.losses import Losses, count_positives, detection_loss, linear_heads
+from training.multi_scale import smallest_size
 from training.optimizer import make_optimizer, set_learning_rate
 from training.regularize import attach_dropblock
 from training.schedule import factor
@@ -45,6 +46,28 @@ class Diverged(TrainingError):
     def __init__(self, message: str, step: int, batch: Batch, losses: Losses) -> None:
         super().__init__(message)
         self.step, self.batch, self.losses = step, batch, losses
+
+
+def _check_values(config: TrainConfig, network: Network, parts: int) -> None:
+    """Raise TrainingError where a normalisation would get one value a channel, which has no
+    variance. parts: that statistics of a batch are taken in.
+    """
+    if config.multi_scale:
+        low, high = config.multi_scale
+        step = network.max_stride
+        height, width = smallest_size(low, high, config.height, config.width, step)
+        network = network.resized(width, height)
+    shapes = network.shapes()
+    cells = [
+        shapes[index][1] * shapes[index][2]
+        for index, layer in network.convolutions()
+        if layer.batch_normalize
+    ]
+    if cells and min(cells) * config.batch_size // parts < 2:
+        raise TrainingError(
+            f"a mini-batch of {config.batch_size // parts} at {network.width}x{network.height} "
+            "leaves a normalisation one value a channel: give a larger --size or --batch"
+        )
 
 
 def _joined(module: nn.Module) -> nn.Module:
@@ -76,6 +99,8 @@ class Trainer:
                 f"a batch of {config.batch_size} does not split into {config.subdivisions} "
                 f"subdivisions on {processes.world} processes: {share} must divide it"
             )
+        alone = config.batch_norm == "local"
+        _check_values(config, network, share if alone else config.subdivisions)
         torch.manual_seed(config.seed)
         module = NetworkModule(network).to(processes.device).to(memory_format=torch.channels_last)
         linear_heads(module)

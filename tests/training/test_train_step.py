@@ -13,6 +13,7 @@ from training.loader import Batch
 from training.losses import LossConfig, Losses, detection_loss
 from training.trainer import Diverged, Trainer, TrainingError
 from yolov4_fast.darknet.cfg import parse_cfg
+from yolov4_fast.network.architectures import by_name
 
 CPU = Processes(torch.device("cpu"))
 STEPS = 10  # an epoch
@@ -32,7 +33,8 @@ def batch(seed: int = 0, images: int = 8, height: int = 64, width: int = 64) -> 
         for _ in range(image % 3)
     ]
     return Batch(
-        torch.from_numpy(pictures).permute(0, 3, 1, 2), torch.tensor(rows, dtype=torch.float32)
+        torch.from_numpy(pictures).permute(0, 3, 1, 2),
+        torch.tensor(rows, dtype=torch.float32).reshape(-1, 6),
     )
 
 
@@ -230,3 +232,29 @@ def test_a_batch_that_does_not_split_among_processes_is_refused():
     three = Processes(torch.device("cpu"), rank=0, world=3)
     with pytest.raises(TrainingError, match="8 does not split into 2 subdivisions on 3 processes"):
         Trainer(replace(BASE, subdivisions=2), parse_cfg(two_heads(False)), STEPS, three)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"batch_size": 1}, "a mini-batch of 1 at 32x32"),
+        ({"batch_size": 4, "subdivisions": 4}, "a mini-batch of 1 at 32x32"),
+        ({"batch_size": 1, "width": 64, "height": 64, "multi_scale": (32, 64)}, "1 at 32x32"),
+        ({"batch_size": 2}, None),
+        ({"batch_size": 1, "width": 64}, None),
+    ],
+)
+def test_a_normalisation_needs_two_values_a_channel(changes, told):
+    config = replace(BASE, width=32, height=32) if "width" not in changes else BASE
+    config = replace(config, height=32) if "height" not in changes else config
+    config = replace(config, **changes)
+    network = by_name(
+        "yolov4-tiny", num_classes=3, width_multiple=0.125, width=config.width, height=config.height
+    )
+    if told is None:
+        Trainer(config, network, STEPS, CPU).train_step(
+            batch(images=config.batch_size, height=config.height, width=config.width)
+        )
+        return
+    with pytest.raises(TrainingError, match=told):
+        Trainer(config, network, STEPS, CPU)
