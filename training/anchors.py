@@ -142,7 +142,7 @@ def run(arguments: argparse.Namespace) -> None:
     fit = measure(shapes, anchors)
     name = f"{' + '.join(arguments.data)}, {dataset.split}"
     title = f"{name}: {len(shapes)} boxes at {width}x{height}"
-    print(f"{title} ({len(dataset)} images, {len(dataset.problems)} problems in the annotations)")
+    print(f"{title} ({len(dataset)} images; problems in the annotations: {len(dataset.problems)})")
     row = "{:26}" + "{:>17}" * (1 + len(RECALLS))
     print(row.format("", "average IoU", *(f"recall > {least:g}" for least in RECALLS)))
     for name, (average, recalls) in (
