@@ -14,6 +14,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 import torch.distributed as dist
@@ -22,6 +23,7 @@ from training.config import TrainConfig
 from training.distributed import Processes
 from training.interrupts import Interrupts
 from training.loader import CACHE_BYTES, TrainingSet
+from training.lock import alone
 from training.model import load_initial, make_network
 from training.multi_scale import largest_size
 from training.options import configuration, parse
@@ -68,7 +70,6 @@ def train(
         raise ValueError(
             f"{arguments.output} already holds a run: give --resume or another --output"
         )
-    check_folder(arguments.output)  # not after all pictures have been read
     training, validation = open_data(
         arguments.data, arguments.split, arguments.val_split, arguments.val_data
     )
@@ -186,7 +187,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return 0
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DatasetWarning)  # `describe` names the problems
-                train(arguments, config, processes, interrupts)
+                check_folder(arguments.output)  # not after all pictures have been read
+                with alone(arguments.output) if processes.main else nullcontext():
+                    train(arguments, config, processes, interrupts)
         except (ValueError, OSError) as error:
             if processes.claim_error():
                 print(f"error: {error}", file=sys.stderr)
