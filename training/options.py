@@ -76,18 +76,35 @@ def _add_run(p: argparse.ArgumentParser) -> None:
         help="what to validate on, where it is not another split of --data: VOC 07+12 is validated "
         "on VOC2007 alone",
     )  # fmt: skip
+    add_running(run)
+    run.add_argument("--output", type=Path, metavar="DIR", help="folder for checkpoints and logs")
+    run.add_argument(
+        "--val-every", type=positive, default=5, metavar="N",
+        help="epochs between validations (default: %(default)s)",
+    )  # fmt: skip
+    run.add_argument(
+        "--save-every", type=minutes, default=10.0, metavar="MINUTES",
+        help="between checkpoints within an epoch; 0: at its end only (default: %(default)g)",
+    )  # fmt: skip
+    run.add_argument(
+        "--print-config", action="store_true",
+        help="print the configuration that all of this sets, as JSON, and stop",
+    )  # fmt: skip
+
+
+def add_running(run: argparse._ArgumentGroup) -> None:
+    """What every training of ours is given: its splits, and how and where it runs."""
     run.add_argument("--split", default="train", help="what to train on (default: %(default)s)")
     run.add_argument(
         "--val-split", default="val", help="what to validate on (default: %(default)s)"
     )
-    run.add_argument("--output", type=Path, metavar="DIR", help="folder for checkpoints and logs")
     run.add_argument(
         "--resume", action="store_true",
         help="go on from OUTPUT/last.safetensors, or begin where there is none yet",
     )  # fmt: skip
     run.add_argument(
         "--cache", choices=CACHES, default="memory",
-        help="where decoded images are kept (default: %(default)s)",
+        help="where decoded pictures are kept (default: %(default)s)",
     )  # fmt: skip
     run.add_argument(
         "--cache-folder", type=Path, metavar="DIR",
@@ -101,18 +118,6 @@ def _add_run(p: argparse.ArgumentParser) -> None:
         "--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu",
         help="where to train; under torchrun cuda is the GPU of each process's number "
         "(default: %(default)s)",
-    )  # fmt: skip
-    run.add_argument(
-        "--val-every", type=positive, default=5, metavar="N",
-        help="epochs between validations (default: %(default)s)",
-    )  # fmt: skip
-    run.add_argument(
-        "--save-every", type=minutes, default=10.0, metavar="MINUTES",
-        help="between checkpoints within an epoch; 0: at its end only (default: %(default)g)",
-    )  # fmt: skip
-    run.add_argument(
-        "--print-config", action="store_true",
-        help="print the configuration that all of this sets, as JSON, and stop",
     )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import fields
 
 import torch
@@ -32,6 +33,7 @@ from training.classify.options import configuration, parser
 from training.classify.trainer import ClassifierTrainer, Progress
 from training.distributed import Processes
 from training.interrupts import Interrupts
+from training.lock import alone
 from yolov4_fast.commands.arguments import check_folder
 from yolov4_fast.darknet.cfg import read_cfg
 from yolov4_fast.network.architectures import by_name
@@ -71,7 +73,6 @@ class Run:
             raise ValueError(
                 f"{arguments.output} already holds a run: give --resume or another --output"
             )
-        check_folder(arguments.output)  # not after all pictures have been read
         self.training, self.validation = open_splits(arguments)
         steps = self._steps()
         network, names = make_backbone(self.config), self.training.class_names
@@ -204,7 +205,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     with Interrupts():  # the workers pass Ctrl-C over
         try:
             processes = Processes.start(arguments.device)
-            Run(arguments, processes).train()
+            check_folder(arguments.output)  # not after all pictures have been read
+            run = Run(arguments, processes)
+            with alone(arguments.output) if processes.main else nullcontext():
+                run.train()
         except (ValueError, OSError) as error:
             if processes.claim_error():
                 print(f"error: {error}", file=sys.stderr)

@@ -70,6 +70,7 @@ def train(
         raise ValueError(
             f"{arguments.output} already holds a run: give --resume or another --output"
         )
+    check_folder(arguments.output)  # not after all pictures have been read
     training, validation = open_data(
         arguments.data, arguments.split, arguments.val_split, arguments.val_data
     )
@@ -92,11 +93,12 @@ def train(
         progress.best, progress.best_epoch = Progress.best, 0
     if processes.main:
         describe(trainer, training, validation)
-    examples = open_examples(arguments, config, network, training, processes)
-    if processes.main:
-        tell(examples.misfits(), "pictures are not of the size that was annotated")
     course = Course(arguments.output, arguments.val_every, arguments.save_every, arguments.workers)
-    Run(trainer, examples, validation, progress, course, interrupts).train()
+    with alone(arguments.output) if processes.main else nullcontext():
+        examples = open_examples(arguments, config, network, training, processes)
+        if processes.main:
+            tell(examples.misfits(), "pictures are not of the size that was annotated")
+        Run(trainer, examples, validation, progress, course, interrupts).train()
     if progress.best_epoch:
         _say(processes, f"best mAP50 {progress.best:.4f} after epoch {progress.best_epoch}: {best}")
 
@@ -187,9 +189,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return 0
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DatasetWarning)  # `describe` names the problems
-                check_folder(arguments.output)  # not after all pictures have been read
-                with alone(arguments.output) if processes.main else nullcontext():
-                    train(arguments, config, processes, interrupts)
+                train(arguments, config, processes, interrupts)
         except (ValueError, OSError) as error:
             if processes.claim_error():
                 print(f"error: {error}", file=sys.stderr)

@@ -7,12 +7,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import get_type_hints
 
-import torch
-
 from training.classify.config import PretrainConfig
-from training.classify.examples import CACHES
 from training.config import OPTIMIZERS
-from training.options import PREFIX, add_setting, count, device
+from training.options import PREFIX, add_running, add_setting
 from yolov4_fast.commands.arguments import size
 
 DEFAULTS = PretrainConfig()
@@ -53,34 +50,10 @@ def _add_run(p: argparse.ArgumentParser) -> None:
         "--data", type=Path, required=True, metavar="DIR",
         help="folder with train/<class>/*.jpg and val/<class>/*.jpg",
     )  # fmt: skip
-    run.add_argument("--split", default="train", help="what to train on (default: %(default)s)")
-    run.add_argument(
-        "--val-split", default="val", help="what to validate on (default: %(default)s)"
-    )
     run.add_argument(
         "--output", type=Path, required=True, metavar="DIR", help="folder for checkpoints and logs"
     )
-    run.add_argument(
-        "--resume", action="store_true",
-        help="go on from OUTPUT/last.safetensors, or begin where there is none yet",
-    )  # fmt: skip
-    run.add_argument(
-        "--cache", choices=CACHES, default="memory",
-        help="where decoded pictures are kept (default: %(default)s)",
-    )  # fmt: skip
-    run.add_argument(
-        "--cache-folder", type=Path, metavar="DIR",
-        help="for --cache disk (default: OUTPUT); runs that share it share the files",
-    )  # fmt: skip
-    run.add_argument(
-        "--workers", type=count, default=1, metavar="N",
-        help="loader processes; 0: none (default: %(default)s)",
-    )  # fmt: skip
-    run.add_argument(
-        "--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu",
-        help="where to train; under torchrun cuda is the GPU of each process's number "
-        "(default: %(default)s)",
-    )  # fmt: skip
+    add_running(run)
 
 
 def configuration(arguments: argparse.Namespace) -> PretrainConfig:
