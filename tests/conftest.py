@@ -4,6 +4,7 @@ Without a GPU Triton's kernels run in its interpreter, which must be chosen befo
 """
 
 import os
+import signal
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +21,9 @@ from yolov4_fast.network.layers import Network
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a script's background jobs
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what programs under test inherit
 
 
 def _repair_interpreter() -> None:
