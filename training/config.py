@@ -9,15 +9,9 @@ from typing import Any
 from training.augment import AugmentConfig
 from training.losses import LossConfig
 from training.settings import check, setting
+from training.stepping import SteppingConfig, listed
 from yolov4_fast.network.layers import ACTIVATIONS
 
-OPTIMIZERS = {  # usual learning rate, weight decay
-    "adamw": (1e-3, 0.05),
-    "adam": (1e-4, 1e-4),
-    "sgd": (1e-2, 5e-4),
-}
-PRECISIONS = ("f32", "bf16")
-SCHEDULES = ("cosine", "steps", "constant")
 NORMS = ("sync", "local", "cross")
 WEIGHTED = ("none", "relu", "softmax")
 
@@ -73,8 +67,8 @@ class ValidationConfig:
         check(self)
 
 
-@dataclass(frozen=True)
-class TrainConfig:
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(SteppingConfig):
     """All that decides the weights a run ends with, apart from data and the machine's rounding."""
 
     model: str = setting("yolov4-nano", "an architecture by name, or a .cfg")
@@ -92,27 +86,6 @@ class TrainConfig:
         (), "least and largest width that the input takes in turn", low=32
     )
     multi_scale_every: int = setting(10, "steps between changes of the size", low=1)
-    optimizer: str = setting("adamw", "what takes the steps", choices=tuple(OPTIMIZERS))
-    learning_rate: float = setting(1e-3, "largest learning rate", above=0)
-    schedule: str = setting("cosine", "how the learning rate falls", choices=SCHEDULES)
-    final_learning_rate: float = setting(
-        0.02, "share of the learning rate at the end of the cosine", low=0, high=1
-    )
-    steps: tuple[float, ...] = setting(
-        (0.8, 0.9), "shares of the run at which `steps` lowers the rate", low=0, high=1
-    )
-    scales: tuple[float, ...] = setting((0.1, 0.1), "factors of `steps`, one each", above=0)
-    warmup_epochs: float = setting(3.0, "epochs in which the learning rate rises from 0", low=0)
-    warmup_steps: int = setting(0, "the same in optimiser steps; 0: as --warmup-epochs says", low=0)
-    warmup_power: float = setting(1.0, "exponent of that rise; Darknet's burn-in has 4", above=0)
-    momentum: float = setting(0.9, "momentum of SGD, beta1 of Adam", low=0, below=1)
-    nesterov: bool = setting(True, "Nesterov's momentum in SGD; Darknet has the plain one")
-    weight_decay: float = setting(0.05, "decay of convolution weights", low=0)
-    clip_gradient: float = setting(10.0, "largest norm of the gradient; 0: not clipped", low=0)
-    ema_decay: float = setting(
-        0.998, "decay of the averaged weights, which are validated and kept; 0: not averaged",
-        low=0, below=1,
-    )  # fmt: skip
     batch_norm: str = setting(
         "sync",
         "statistics of normalisation: over all processes (sync), each one's own (local), or over"
@@ -120,7 +93,6 @@ class TrainConfig:
         choices=NORMS,
     )
     dropblock: float = setting(0.0, "share of a map that is dropped at the end", low=0, below=1)
-    dropblock_size: int = setting(7, "side of a dropped square, in cells", low=1)
     adversarial: float = setting(
         0.0, "probability that a batch is attacked before it is trained on", low=0, high=1
     )
@@ -128,34 +100,24 @@ class TrainConfig:
         0.02, "largest change of a pixel by the attack, in 0..1", above=0, high=1
     )
     mosaic_off_epochs: int = setting(10, "last epochs, which see whole images only", low=0)
-    precision: str = setting(
-        "f32", "of the network's maps; weights and loss stay in float32", choices=PRECISIONS
-    )
-    seed: int = setting(0, "seed of all chance", low=0)
     architecture: ArchitectureConfig = field(default_factory=ArchitectureConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
 
     def __post_init__(self) -> None:
-        check(self)
+        super().__post_init__()
         if self.batch_size % self.subdivisions:
             raise ValueError(
                 f"a batch of {self.batch_size} does not split into {self.subdivisions} "
                 "subdivisions: one must divide the other"
             )
-        if len(self.steps) != len(self.scales):
-            raise ValueError(
-                f"steps are {len(self.steps)} and scales {len(self.scales)}: give one scale a step"
-            )
-        if list(self.steps) != sorted(self.steps):
-            raise ValueError(f"steps must ascend, not {_listed(self.steps)}")
         if self.multi_scale and (
             len(self.multi_scale) != 2 or self.multi_scale[0] > self.multi_scale[1]
         ):
             raise ValueError(
                 "multi_scale is the least and the largest width, such as 320-608, not "
-                f"{_listed(self.multi_scale)}"
+                f"{listed(self.multi_scale)}"
             )
 
     def total_steps(self, steps_per_epoch: int) -> int:
@@ -188,7 +150,3 @@ def _flat(config: dict[str, Any]) -> dict[str, Any]:
     for name, value in config.items():
         flat |= _flat(value) if isinstance(value, dict) else {name: value}
     return flat
-
-
-def _listed(values: tuple[float, ...]) -> str:
-    return ",".join(map(str, values))

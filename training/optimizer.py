@@ -7,34 +7,15 @@ batch, its learning rates hold here as they are for a loss that is normalised in
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 from torch import Tensor, nn
+
+from training.stepping import SteppingConfig
 
 BETA2 = 0.999  # of Adam and AdamW
 
 
-class OptimizerConfig(Protocol):
-    """What `make_optimizer` reads of a configuration."""
-
-    @property
-    def optimizer(self) -> str: ...  # "adamw", "adam" or "sgd"
-
-    @property
-    def learning_rate(self) -> float: ...
-
-    @property
-    def momentum(self) -> float: ...
-
-    @property
-    def nesterov(self) -> bool: ...
-
-    @property
-    def weight_decay(self) -> float: ...
-
-
-def make_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+def make_optimizer(module: nn.Module, config: SteppingConfig) -> torch.optim.Optimizer:
     """The configuration's optimiser; weight decay for convolution (and linear) weights only, as in
     Darknet: not for biases, normalisation, slopes and the weights of shortcuts.
 

@@ -16,9 +16,10 @@ from typing import Any, get_args, get_type_hints
 
 import torch
 
-from training.config import OPTIMIZERS, TrainConfig
+from training.config import TrainConfig
 from training.loader import CACHES
 from training.presets import PRESETS, Preset, preset
+from training.stepping import OPTIMIZERS
 from yolov4_fast.commands.arguments import positive, size
 from yolov4_fast.network.architectures import NAMES
 

@@ -11,41 +11,17 @@ The rate rises over the first steps as ((step + 1) / warm-up)^power, Darknet's b
 from __future__ import annotations
 
 from math import cos, pi, prod
-from typing import Protocol
+
+from training.stepping import SteppingConfig
 
 
-class ScheduleConfig(Protocol):
-    """What `factor` reads of a configuration."""
-
-    @property
-    def schedule(self) -> str: ...  # "cosine", "steps" or "constant"
-
-    @property
-    def final_learning_rate(self) -> float: ...
-
-    @property
-    def steps(self) -> tuple[float, ...]: ...
-
-    @property
-    def scales(self) -> tuple[float, ...]: ...
-
-    @property
-    def warmup_epochs(self) -> float: ...
-
-    @property
-    def warmup_steps(self) -> int: ...
-
-    @property
-    def warmup_power(self) -> float: ...
-
-
-def warmup_steps(config: ScheduleConfig, total_steps: int, steps_per_epoch: int) -> int:
+def warmup_steps(config: SteppingConfig, total_steps: int, steps_per_epoch: int) -> int:
     """Optimiser steps in which the learning rate rises; never more than there are."""
     asked = config.warmup_steps or round(config.warmup_epochs * steps_per_epoch)
     return min(asked, total_steps)
 
 
-def factor(config: ScheduleConfig, step: int, total_steps: int, steps_per_epoch: int) -> float:
+def factor(config: SteppingConfig, step: int, total_steps: int, steps_per_epoch: int) -> float:
     """Factor on the learning rate at `step` (from 0) of `total_steps`, both in optimiser steps."""
     warmup = warmup_steps(config, total_steps, steps_per_epoch)
     if step < warmup:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import get_type_hints
 
 from training.classify.config import PretrainConfig
-from training.config import OPTIMIZERS
 from training.options import PREFIX, add_running, add_setting
+from training.stepping import OPTIMIZERS
 from yolov4_fast.commands.arguments import size
 
 DEFAULTS = PretrainConfig()

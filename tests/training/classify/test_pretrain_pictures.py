@@ -303,7 +303,7 @@ class TestBatches:
         ({"cutmix": 0.7, "mosaic": 0.7}, "cutmix 0.7 and mosaic 0.7 add up to more than 1"),
         ({"crop": 0.0}, "crop must be above 0"),
         ({"label_smoothing": 1.0}, "label_smoothing must be .*below 1"),
-        ({"steps": (0.5,)}, "must be as many"),
+        ({"steps": (0.5,)}, "give one scale a step"),
     ],
 )
 def test_settings_that_cannot_be(settings: dict[str, object], words: str) -> None:
