@@ -8,11 +8,18 @@ no GPU is needed. YOLOV4_FAST_CUDA=0 leaves them out, 1 insists on them.
 
 CUDA's runtime is linked statically: it needs nothing but the driver, and that only when a kernel is
 launched, and shares the device's primary context and its streams with whatever runtime torch has.
+
+Where the CUDA kernels are built and NvInfer.h of TensorRT 10 or later is found too, under
+TENSORRT_ROOT or on the compiler's own path, the plugin of csrc/tensorrt is built into
+yolov4_fast/libyolov4_fast_tensorrt<major>.so, a library of its own without torch. It needs the
+headers only. YOLOV4_FAST_TENSORRT=0 leaves it out, 1 insists on it.
 """
 
 import os
 import re
 import subprocess
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -22,6 +29,8 @@ from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension
 ROOT = Path(__file__).parent
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 SWITCH = "YOLOV4_FAST_CUDA"
+TENSORRT_SWITCH = "YOLOV4_FAST_TENSORRT"
+LEAST_TENSORRT = 10
 
 # Contracted multiply-adds would make results depend on the machine.
 CXX_FLAGS = [
@@ -85,16 +94,59 @@ def architecture_flags() -> list[str]:
     return [*flags, f"-gencode=arch=compute_{numbers[-1]},code=compute_{numbers[-1]}"]
 
 
-def with_cuda() -> bool:
-    wanted = os.environ.get(SWITCH, "")
+def is_wanted(switch: str, what: str, missing: Callable[[], str | None]) -> bool:
+    """Whether to build: as the switch says, or where nothing is missing."""
+    wanted = os.environ.get(switch, "")
     if wanted not in ("", "0", "1"):
-        raise SystemExit(f"{SWITCH} must be 0 or 1, not {wanted!r}")
-    reason = f"{SWITCH}=0" if wanted == "0" else missing_for_cuda()
+        raise SystemExit(f"{switch} must be 0 or 1, not {wanted!r}")
+    reason = f"{switch}=0" if wanted == "0" else missing()
     if wanted == "1" and reason:
-        raise SystemExit(f"{SWITCH}=1, but the CUDA kernels cannot be built: {reason}")
+        raise SystemExit(f"{switch}=1, but {what} cannot be built: {reason}")
     if reason:
-        print(f"yolov4_fast: building without CUDA kernels: {reason}")
+        print(f"yolov4_fast: building without {what}: {reason}")
     return reason is None
+
+
+def tensorrt_include() -> list[str]:
+    root = os.environ.get("TENSORRT_ROOT")
+    return [f"-I{Path(root, 'include')}"] if root else []
+
+
+def tensorrt_major() -> int | None:
+    """The major version of the TensorRT whose headers nvcc finds."""
+    with tempfile.NamedTemporaryFile("w", suffix=".cpp") as source:
+        source.write("#include <NvInfer.h>\nfound_tensorrt = NV_TENSORRT_MAJOR\n")
+        source.flush()
+        try:
+            text = nvcc("-E", *tensorrt_include(), source.name)
+        except subprocess.CalledProcessError:
+            return None
+    found = re.search(r"found_tensorrt = (\d+)", text)
+    return int(found[1]) if found else None
+
+
+def missing_for_tensorrt() -> str | None:
+    """Why the plugin cannot be built beside the CUDA kernels, or None."""
+    major = tensorrt_major()
+    if major is None:
+        return "no NvInfer.h was found; TENSORRT_ROOT can name TensorRT's folder"
+    if major < LEAST_TENSORRT:
+        return f"NvInfer.h is of TensorRT {major}; {LEAST_TENSORRT} or later is needed"
+    return None
+
+
+def build_plugin(folder: Path) -> None:
+    output = folder / f"libyolov4_fast_tensorrt{tensorrt_major()}.so"
+    print(f"yolov4_fast: building {output.name}")
+    host = ["-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra"]
+    command = [
+        *[str(Path(str(CUDA_HOME), "bin", "nvcc")), "-shared", "-std=c++17", "-O3", "-fmad=false"],
+        *["--cudart=static", *(f"-Xcompiler={flag}" for flag in host), *architecture_flags()],
+        *[*tensorrt_include(), "-o", str(output)],
+        *[str(path) for name in ("cpp", "cu") for path in files(f"csrc/tensorrt/*.{name}")],
+        "-ldl",
+    ]
+    subprocess.run(command, check=True)
 
 
 def make_extension(cuda: bool) -> CppExtension:
@@ -122,8 +174,23 @@ def files(pattern: str) -> list[Path]:
     return sorted(ROOT.glob(pattern))
 
 
+class Build(BuildExtension):
+    with_plugin = False
+
+    def run(self) -> None:
+        super().run()
+        if self.with_plugin:  # where _C is in the end: with --inplace not where it was built
+            build_plugin(Path(self.get_ext_fullpath(self.extensions[0].name)).parent)
+
+
+with_cuda = is_wanted(SWITCH, "the CUDA kernels", missing_for_cuda)
+Build.with_plugin = is_wanted(
+    TENSORRT_SWITCH,
+    "the TensorRT plugin",
+    missing_for_tensorrt if with_cuda else lambda: "the CUDA kernels are left out",
+)
 setup(
-    ext_modules=[make_extension(with_cuda())],
-    cmdclass={"build_ext": BuildExtension},
+    ext_modules=[make_extension(with_cuda)],
+    cmdclass={"build_ext": Build},
     options={"bdist_wheel": {"py_limited_api": "cp311"}},
 )

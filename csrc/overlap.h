@@ -3,11 +3,7 @@
 
 #include <cmath>
 
-#ifdef __CUDACC__
-#define YOLOV4_FAST_EVERYWHERE __host__ __device__
-#else
-#define YOLOV4_FAST_EVERYWHERE
-#endif
+#include "everywhere.h"
 
 namespace yolov4_fast {
 

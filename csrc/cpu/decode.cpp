@@ -16,6 +16,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include "../checks.h"
+#include "../decode.h"
 #include "simd.h"
 
 namespace yolov4_fast {
@@ -54,19 +55,6 @@ struct Cell {
   double objectness;
   float bound;  // raw class values up to here cannot pass
 };
-
-double sigmoid(double x) { return 1.0 / (1.0 + std::exp(-x)); }
-
-double probability(float raw, const Map& map) {
-  return map.new_coords ? static_cast<double>(raw) : sigmoid(raw);
-}
-
-// A raw value such that none up to it gives a probability over p, whatever the roundings.
-float raw_bound(double p, const Map& map) {
-  p *= 1 - 1e-6;
-  const double raw = map.new_coords ? p : std::log(p / (1 - p));
-  return std::nextafter(static_cast<float>(raw), -std::numeric_limits<float>::infinity());
-}
 
 // Numbers of the values over the bound, which NaN is not; `out` has room for n.
 YOLOV4_FAST_MULTIVERSION int64_t
@@ -110,7 +98,7 @@ class Decoder {
     for (const Hit& hit : hits(map, base + 5 * map.stride_channel, cells)) {
       const Cell& cell = cells[hit.cell];
       const float* values = base + cell.y * map.stride_y + cell.x * map.stride_x;
-      const double p = probability(values[(5 + hit.class_id) * map.stride_channel], map);
+      const double p = probability(values[(5 + hit.class_id) * map.stride_channel], map.new_coords);
       next.score = static_cast<float>(cell.objectness * p);
       if (!(next.score > confidence_)) {
         continue;
@@ -130,16 +118,16 @@ class Decoder {
  private:
   std::vector<Cell> cells_over(const Slice& slice, const float* plane) const {
     const Map& map = *slice.map;
-    const float bound = raw_bound(confidence_, map);
+    const float bound = raw_bound(confidence_, map.new_coords);
     std::vector<int32_t> columns(map.width);
     std::vector<Cell> cells;
     for (int64_t y = slice.begin; y < slice.end; ++y) {
       const float* row = plane + y * map.stride_y;
       const int64_t count = select(row, map.stride_x, map.width, bound, columns.data());
       for (int64_t i = 0; i < count; ++i) {
-        const double objectness = probability(row[columns[i] * map.stride_x], map);
+        const double objectness = probability(row[columns[i] * map.stride_x], map.new_coords);
         if (static_cast<float>(objectness) > confidence_) {
-          cells.push_back({columns[i], y, objectness, raw_bound(confidence_ / objectness, map)});
+          cells.push_back({columns[i], y, objectness, raw_bound(confidence_ / objectness, map.new_coords)});
         }
       }
     }
@@ -191,19 +179,17 @@ class Decoder {
   // Corners in the original image; false if one of them is not finite.
   bool box(const Slice& slice, const Cell& cell, const float* values, float* out) const {
     const Map& map = *slice.map;
-    double center[2], size[2];
+    const int64_t cells[2] = {cell.x, cell.y}, counts[2] = {map.width, map.height};
+    Extent extents[2];
     for (int axis = 0; axis < 2; ++axis) {
-      const double t = values[axis * map.stride_channel];
-      const double s = values[(2 + axis) * map.stride_channel];
-      const double position = (map.new_coords ? t : sigmoid(t)) * map.scale_x_y - (map.scale_x_y - 1) / 2;
-      center[axis] = axis == 0 ? (position + static_cast<double>(cell.x)) / static_cast<double>(map.width)
-                               : (position + static_cast<double>(cell.y)) / static_cast<double>(map.height);
-      size[axis] = (map.new_coords ? 4 * s * s : std::exp(s)) * map.anchor_sizes[2 * slice.anchor + axis];
+      extents[axis] = extent_of(
+          values[axis * map.stride_channel], values[(2 + axis) * map.stride_channel], map.scale_x_y, map.new_coords,
+          cells[axis], counts[axis], map.anchor_sizes[2 * slice.anchor + axis]);
     }
     bool finite = true;
     for (int side = 0; side < 4; ++side) {
       const int axis = side % 2;
-      double value = center[axis] + (side < 2 ? -0.5 : 0.5) * size[axis];
+      double value = side < 2 ? extents[axis].begin : extents[axis].end;
       if (placement_) {
         value = value * placement_[4 * slice.image + axis] + placement_[4 * slice.image + 2 + axis];
       }

@@ -3,21 +3,10 @@
 #include <cuda_runtime.h>
 
 #include "diou_nms.cuh"
+#include "launcher.cuh"
 #include "pack.cuh"
 
 namespace yolov4_fast {
-namespace {
-
-// Null, or what is wrong.
-const char* message(cudaError_t error) { return error == cudaSuccess ? nullptr : cudaGetErrorString(error); }
-
-auto launcher(void* stream) {
-  return [stream](auto kernel, dim3 grid, int threads, size_t shared_bytes, const auto&... arguments) {
-    kernel<<<grid, threads, shared_bytes, static_cast<cudaStream_t>(stream)>>>(arguments...);
-  };
-}
-
-}  // namespace
 
 const char* launch_diou_nms(const DiouNms& nms, int device, void* stream) {
   int multiprocessors = 0;

@@ -1,4 +1,4 @@
-"""The CUDA kernels of csrc on the CPU, compiled with a small stand-in for CUDA, as fixture."""
+"""The CUDA kernels of csrc on the CPU, compiled with a small stand-in for CUDA, as fixtures."""
 
 import ctypes
 import os
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from plugin_library import Library, compile_driver, compile_on_cpu
 
 HERE = Path(__file__).parent
 
@@ -78,3 +79,22 @@ def kernels(library):
         return Kernels(library, seed, multiprocessors)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def plugin_path(tmp_path_factory):
+    """The library of the TensorRT plugin with its kernels on the CPU."""
+    return compile_on_cpu(tmp_path_factory.mktemp("plugin"))
+
+
+@pytest.fixture(scope="session")
+def plugin_driver(tmp_path_factory):
+    return compile_driver(tmp_path_factory.mktemp("driver"))
+
+
+@pytest.fixture
+def plugins(plugin_driver, plugin_path):
+    """That library, loaded; what it logged before is forgotten."""
+    library = Library(plugin_driver, plugin_path)
+    library.messages()
+    return library

@@ -26,6 +26,7 @@
 #define __shared__
 #define __align__(bytes) __attribute__((aligned(bytes)))
 #define __launch_bounds__(threads)
+#define __grid_constant__
 
 struct dim3 {
   unsigned x, y, z;
@@ -222,6 +223,10 @@ inline unsigned __shfl_up_sync(unsigned, unsigned value, unsigned distance) {
   return static_cast<unsigned>(shown[lane < distance ? lane : lane - distance]);
 }
 
+inline unsigned __shfl_sync(unsigned, unsigned value, unsigned source) {
+  return static_cast<unsigned>(cuda_on_cpu::Machine::instance().exchange("shfl", value)[source]);
+}
+
 inline unsigned atomicAdd(unsigned* address, unsigned value) {
   const unsigned before = *address;
   *address += value;
@@ -235,6 +240,7 @@ inline unsigned atomicOr(unsigned* address, unsigned value) {
 }
 
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+inline int __ffs(int bits) { return __builtin_ffs(bits); }
 
 template <typename To, typename From>
 To bits_as(From value) {
