@@ -12,6 +12,9 @@ export CUDA_HOME ?= $(firstword $(wildcard /usr/local/cuda) $(wildcard /opt/cuda
 # The GPU check runs with what is there, also where nothing can be installed.
 GPU_PYTHON ?= $(firstword $(wildcard $(BIN)/python) $(PYTHON))
 
+# Whose Python bindings, without the libraries, the tests hold the TensorRT engine against
+TENSORRT := 10.16.1.11 11.4.0.106
+
 .PHONY: install demo lint test bench gpu-check clean
 .DELETE_ON_ERROR:
 
@@ -37,6 +40,12 @@ $(VENV)/.built: $(SOURCES) | $(VENV)/.requirements
 $(VENV)/.tools: $(SOURCES) | $(VENV)/.requirements
 	@echo "Building the C++ operators and installing yolov4_fast with the tools for its tests"
 	@$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[test]'
+	@$(BIN)/python -m pip install --quiet --no-deps tritonclient  # for the schema of config.pbtxt
+	@for version in $(TENSORRT); do \
+		$(BIN)/python -m pip install --quiet --no-deps --upgrade \
+			--target $(VENV)/tensorrt/$${version%%.*} tensorrt_cu13_bindings==$$version || \
+			echo "The bindings of TensorRT $$version are not to be had: tests that use them are skipped"; \
+	done
 	@touch $@ $(VENV)/.built
 
 demo: install

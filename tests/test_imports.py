@@ -34,7 +34,17 @@ ALLOWED = {
     "evaluation": {"detector", "detections", "datasets", "average_precision"},
     "model": {"network", "darknet", "checkpoint", "zoo"},
 }
-HEAVY = ("openvino", "triton", "tensorrt", "onnx", "onnxruntime", "PIL", "supervision", "pycuda")
+HEAVY = (
+    "openvino",
+    "triton",
+    "tensorrt",
+    "onnx",
+    "onnxruntime",
+    "PIL",
+    "supervision",
+    "pycuda",
+    "triton_python_backend_utils",
+)
 
 
 def sources() -> Iterator[tuple[str, Path]]:

@@ -52,14 +52,22 @@ def read_image(path: str | Path) -> np.ndarray:  # [H, W, 3] uint8 RGB
     if path.is_dir():
         raise ValueError(f"{path} is a folder, not an image file")
     encoded = np.fromfile(path, dtype=np.uint8)  # and not imread, which cannot open every name
+    return decode_image(encoded, str(path))
+
+
+def decode_image(encoded: np.ndarray, name: str = "image") -> np.ndarray:  # [H, W, 3] uint8 RGB
+    """What `read_image` makes of a file with these bytes, [n] uint8.
+
+    Raises ValueError, which calls it `name`.
+    """
     if not encoded.size:
-        raise ValueError(f"{path} is not a readable image: the file has zero bytes")
+        raise ValueError(f"{name} is not a readable image: the file has zero bytes")
     try:
         image = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
     except cv2.error as error:
-        raise ValueError(f"{path} is not a readable image: {error.err}") from None
+        raise ValueError(f"{name} is not a readable image: {error.err}") from None
     if image is None:
-        raise ValueError(f"{path} is not a readable image: its content cannot be decoded")
+        raise ValueError(f"{name} is not a readable image: its content cannot be decoded")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
 
 

@@ -165,7 +165,7 @@ def test_the_default_is_openvino_at_its_best_precision(mini) -> None:
         ({"precision": "f8"}, "openvino engine has no precision 'f8'; it has f32, bf16"),
         ({"engine": "torch", "precision": "f16"}, "torch engine has no precision 'f16'"),
         ({"precision": "fp8"}, "openvino engine has no precision 'fp8'; it has f32, bf16"),
-        ({"calibration": []}, "needs no calibration images: only fp8 does"),
+        ({"calibration": []}, "needs no calibration images: only fp8 and int8 do"),
         ({"max_batch": 0}, "max_batch 0: it must be at least 1"),
         ({"resize": "crop"}, "resize 'crop' is not one of stretch, letterbox"),
         ({"size": 100}, "100x100 does not fit: both sides must be multiples of 16"),

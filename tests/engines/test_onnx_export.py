@@ -109,7 +109,7 @@ def test_weighted_shortcut(weights: str, normalization: str, activation: str) ->
     [
         ("relu6", ["Clip"]),
         ("selu", ["Selu"]),
-        ("hard_swish", ["HardSwish"]),
+        ("hard_swish", ["HardSigmoid", "Mul"]),  # TensorRT has no HardSwish in bfloat16
         ("prelu", ["PRelu"]),
         ("mish", ["Softplus", "Tanh", "Mul"]),
     ],
@@ -117,8 +117,8 @@ def test_weighted_shortcut(weights: str, normalization: str, activation: str) ->
 def test_activations_are_operators_of_onnx(activation: str, kinds: list[str]) -> None:
     network = backbone(Conv(inputs=(IMAGE,), filters=4, activation=activation))
     model = export_onnx(network, NetworkModule(network).state_dict())
-    assert [node.op_type for node in model.graph.node] == ["Conv", *kinds, "Identity"]
-    assert model.graph.node[-2].name == "layer_0"
+    assert [node.op_type for node in model.graph.node] == ["Conv", *kinds]
+    assert model.graph.node[-1].name == "layer_0"
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
@@ -157,6 +157,8 @@ def test_two_heads_of_one_stride_may_read_one_map() -> None:
     head = Head(inputs=(0,), all_anchors=((4.0, 5.0),), mask=(0,), num_classes=2, stride=2)
     network = backbone(conv, head, head)
     assert output_names(network) == ("map_2", "map_2_1")
+    model = export_onnx(network, random_module(network).state_dict())
+    assert [node.op_type for node in model.graph.node] == ["Conv", "Identity", "Identity"]
     assert_equal_in_onnxruntime(network)
 
 

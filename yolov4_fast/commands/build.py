@@ -17,6 +17,7 @@ from yolov4_fast.commands.arguments import (
     positive,
     write_json,
 )
+from yolov4_fast.commands.tensorrt_options import add_tensorrt, tensorrt_options
 
 
 def add(subparsers: Any) -> None:
@@ -28,14 +29,14 @@ def add(subparsers: Any) -> None:
     add_model(parser)
     parser.add_argument(
         "--engine",
-        help="what runs the network: cuda on NVIDIA GPUs, openvino on CPUs, or torch, the "
-        "reference (default: cuda where there is a GPU, else openvino where it is installed)",
+        help="what runs the network: cuda or tensorrt on NVIDIA GPUs, openvino on CPUs, or torch, "
+        "the reference (default: cuda where there is a GPU, else openvino where it is installed)",
     )
     parser.add_argument(
         "--precision",
-        help="fp16, bf16, fp32 (also called f32), or fp8, which needs --calibrate; which of them "
-        "there are depends on the engine (default: fp16 with cuda; bf16 with openvino on a CPU "
-        "that has it; else f32)",
+        help="fp16, bf16, fp32 (also called f32), or int8 and fp8, which need --calibrate; which "
+        "of them there are depends on the engine (default: fp16 on GPUs; bf16 with openvino on a "
+        "CPU that has it; else f32)",
     )
     parser.add_argument(
         "--calibrate", metavar="DIR",
@@ -58,6 +59,7 @@ def add(subparsers: Any) -> None:
         help="the engine file to write, such as my.engine",
     )  # fmt: skip
     add_json(parser)
+    add_tensorrt(parser)
     parser.set_defaults(run=run)
 
 
@@ -70,6 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
         check_output(path, arguments.model, arguments.weights, arguments.names, arguments.calibrate)
     kind = arguments.engine or default_engine()
     engine_class(kind).check_device(arguments.device)  # raises before weights are fetched
+    tensorrt = tensorrt_options(arguments, kind)
     calibration = open_calibration(arguments.calibrate) if arguments.calibrate else None
     started = time.perf_counter()
     model = named_model(arguments)
@@ -85,6 +88,8 @@ def run(arguments: argparse.Namespace) -> int:
         resize=arguments.resize,
         device=arguments.device,
         calibration=calibration.images() if calibration else None,
+        tensorrt=tensorrt,
+        progress=sys.stderr.isatty(),
         path=arguments.output,
     )
     seconds = time.perf_counter() - started

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import zipfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,8 +34,10 @@ def add(subparsers: Any) -> None:
         help="shapes and operations for this input size in pixels (default: X's own)",
     )  # fmt: skip
     parser.add_argument(
-        "--layers", action="store_true", help="list every layer with its inputs and output shape"
-    )
+        "--layers", action="store_true",
+        help="list every layer with its inputs and output shape; of an engine file of TensorRT "
+        "also the layers of its plan, as TensorRT's inspector tells them",
+    )  # fmt: skip
     add_json(parser)
     parser.set_defaults(run=run)
 
@@ -42,14 +45,18 @@ def add(subparsers: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from yolov4_fast.checkpoint import is_checkpoint, read_checkpoint
     from yolov4_fast.engines.bundle import read_bundle
+    from yolov4_fast.engines.tensorrt.inspector import LAYERS
     from yolov4_fast.model import open_network
     from yolov4_fast.network.layers import Conv
 
     check_output(arguments.json, arguments.model)
     facts: dict[str, Any] = {"model": arguments.model}
+    plan_layers = None
     if zipfile.is_zipfile(arguments.model) or Path(arguments.model).suffix == ".engine":
-        manifest = read_bundle(arguments.model).manifest  # with its checksums, to call it sound
+        bundle = read_bundle(arguments.model)  # with its checksums, to call it sound
+        manifest = bundle.manifest
         network = manifest.network
+        plan_layers = bundle.payload.get(LAYERS)
         facts |= {
             "engine": manifest.kind,
             "precision": manifest.precision,
@@ -114,6 +121,9 @@ def run(arguments: argparse.Namespace) -> int:
             )
         _print_layers(rows)
         facts["layer_list"] = rows
+        if plan_layers is not None:
+            facts["plan_layer_list"] = _plan_layers(plan_layers)
+            _print_plan_layers(facts["plan_layer_list"])
     write_json(arguments.json, facts)
     return 0
 
@@ -172,3 +182,17 @@ def _print_layers(rows: list[dict[str, Any]]) -> None:
             f"{row['index']:>4} {row['layer']:14}{row['detail']:22}{inputs:>12}{shape:>18}"
             f"{row['parameters']:>13,}{row['gflops']:>9.3f}"
         )
+
+
+def _plan_layers(text: bytes) -> list[dict[str, Any]]:
+    from yolov4_fast.engines.tensorrt.inspector import read_layers
+
+    return [asdict(layer) for layer in read_layers(text)]
+
+
+def _print_plan_layers(rows: list[dict[str, Any]]) -> None:
+    print(f"{'':>4} {'in the plan':18}{'first output':34}of the network, and the kernel")
+    for index, row in enumerate(rows):
+        what = ", ".join(row["layers"]) or row["name"]
+        kernel = f" | {row['tactic']}" if row["tactic"] else ""
+        print(f"{index:>4} {row['kind']:18}{row['output']:34}{what}{kernel}")

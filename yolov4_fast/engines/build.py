@@ -7,22 +7,33 @@ from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from yolov4_fast.engines.bundle import EngineFileError, read_bundle, write_bundle
 from yolov4_fast.engines.cuda.device import is_usable
-from yolov4_fast.engines.engine import DeviceError, Engine, EngineError, Manifest, check_finite
+from yolov4_fast.engines.engine import (
+    DeviceError,
+    Engine,
+    EngineError,
+    Manifest,
+    Request,
+    check_finite,
+)
 from yolov4_fast.network.fold import fold
 from yolov4_fast.network.layers import Network
 from yolov4_fast.network.module import NetworkModule
 from yolov4_fast.ops.resize import Mode
 from yolov4_fast.ops.resize import resize as resize_images
 
-ENGINES = ("openvino", "torch", "cuda")
+if TYPE_CHECKING:
+    from yolov4_fast.engines.tensorrt.options import TensorRtOptions
+
+ENGINES = ("openvino", "torch", "cuda", "tensorrt")
 ALIASES = {"fp32": "f32"}
-CALIBRATED = ("fp8",)  # precisions that need calibration images
+CALIBRATED = ("fp8", "int8")  # precisions that need calibration images
 
 
 def build_engine(
@@ -39,18 +50,23 @@ def build_engine(
     iou: float = 0.45,
     device: str | None = None,
     calibration: Iterable[Tensor] | None = None,
+    calibration_method: str | None = None,
+    tensorrt: TensorRtOptions | None = None,
+    progress: bool = False,
     path: str | Path | None = None,
 ) -> Engine:
     """An engine ready to run; where `path` is given it is also written there as an engine file.
 
-    state: of NetworkModule(network), folded or not. engine: "cuda", "openvino" or "torch"; the
-    fastest here by default. precision: "f32" ("fp32" is the same), "bf16", "fp16" or "fp8"; the
-    engine's best here by default. size: of the input in px, one number or (width, height); the
-    network's own by default. resize: "stretch" or "letterbox"; what the network was made for by
-    default. confidence, iou: thresholds where a Detector is given none. device: where it runs now,
-    such as "cuda:1"; not part of the file. calibration: pictures like those that it will see, a few
-    dozen, [H, W, 3] uint8 or float32 in 0..1 of any sizes; only and always for fp8. Raises
-    EngineError and NetworkError.
+    state: of NetworkModule(network), folded or not. engine: "cuda", "openvino", "tensorrt" or
+    "torch"; the fastest of the others here by default. precision: "f32" ("fp32" is the same),
+    "bf16", "fp16", "fp8" or "int8"; the engine's best here by default. size: of the input in px,
+    one number or (width, height); the network's own by default. resize: "stretch" or "letterbox";
+    what the network was made for by default. confidence, iou: thresholds where a Detector is given
+    none. device: where it runs now, such as "cuda:1"; not part of the file. calibration: pictures
+    like those that it will see, a few dozen, [H, W, 3] uint8 or float32 in 0..1 of any sizes; only
+    and always for fp8 and int8. calibration_method: for int8: "entropy", "percentile" or "minmax".
+    tensorrt: how its plan is built; only for that engine. progress: show on stderr how far a long
+    build has come. Raises EngineError and NetworkError.
     """
     maker = engine_class(engine or default_engine())
     maker.check_device(device)
@@ -60,8 +76,12 @@ def build_engine(
             f"precision {precision} is built from calibration images: give some"
             if calibration is None
             else f"precision {precision} needs no calibration images: only "
-            f"{' and '.join(CALIBRATED)} does"
+            f"{' and '.join(CALIBRATED)} do"
         )
+    if calibration_method is not None and precision != "int8":
+        raise EngineError(f"calibration_method is for precision int8, not for {precision}")
+    if tensorrt is not None and maker.kind != "tensorrt":
+        raise EngineError(f"the {maker.kind} engine takes no options of TensorRT")
     if size is not None:
         network = _resized(network, size)
     _check_state(network, state)
@@ -79,9 +99,14 @@ def build_engine(
     )
     for name, values in state.items():  # folding divides by the variance: looked at once more
         check_finite(name, values)
-    payload = maker.payload(network, state)
-    if calibration is not None:
-        payload |= maker.calibrate(manifest, state, _batches(calibration, manifest), device)
+    request = Request(
+        images=None if calibration is None else _batches(calibration, manifest),
+        calibration_method=calibration_method,
+        device=device,
+        tensorrt=tensorrt,
+        progress=progress,
+    )
+    payload = maker.make(manifest, state, request)
     built = maker(manifest, payload, device)
     if path is not None:
         write_bundle(path, built.manifest, payload | built.learnt())
@@ -144,6 +169,10 @@ def engine_class(kind: str) -> type[Engine]:
             from yolov4_fast.engines.cuda.engine import CudaEngine
 
             return CudaEngine
+        case "tensorrt":
+            from yolov4_fast.engines.tensorrt.engine import TensorRtEngine
+
+            return TensorRtEngine
     raise EngineError(f"no engine is called {kind!r}; there are {', '.join(ENGINES)}")
 
 
@@ -190,6 +219,7 @@ def _versions(kind: str) -> dict[str, str]:
         "torch": ("torch",),
         "openvino": ("openvino", "onnx"),
         "cuda": ("torch", "triton", "nvidia-cudnn-frontend"),
+        "tensorrt": ("torch", "onnx", "tensorrt", "pycuda"),
     }[kind]
     return {name: _version(name) for name in ("yolov4_fast", *packages)}
 

@@ -2,8 +2,9 @@
 
 The manifest holds the format's version, the kind of engine, the network as cfg text, class names,
 input size, resize mode, precision, largest batch, thresholds, the versions that built it, the GPU
-it is bound to (if any), and the sha256 of each other member. Nothing in it is executed or
-unpickled. The same engine makes the same bytes.
+it is bound to (if any), and the sha256 of each other member. Nothing in it is unpickled, and
+nothing is executed on the host but what a TensorRT plan brings that was built version-compatible, a
+runtime of its own: load only such files as you trust. The same engine makes the same bytes.
 """
 
 from __future__ import annotations

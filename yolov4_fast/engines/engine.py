@@ -22,6 +22,7 @@ from yolov4_fast.ops.resize import Mode
 
 if TYPE_CHECKING:
     from yolov4_fast.engines.pipeline import Pipeline, Settings
+    from yolov4_fast.engines.tensorrt.options import TensorRtOptions
 
 RESIZE_MODES: tuple[Mode, ...] = get_args(Mode)
 
@@ -41,11 +42,11 @@ class Manifest:
     Raises EngineError when the parts do not fit together.
     """
 
-    kind: str  # "torch" | "openvino" | "cuda"
+    kind: str  # "torch" | "openvino" | "cuda" | "tensorrt"
     network: Network  # batch normalisation folded; its width and height are the input's
     class_names: tuple[str, ...]
     resize: Mode
-    precision: str  # "f32" | "bf16" | "fp16" | "fp8"
+    precision: str  # "f32" | "bf16" | "fp16" | "fp8" | "int8"
     max_batch: int
     confidence: float = 0.25  # thresholds for detection where the caller names none
     iou: float = 0.45
@@ -71,6 +72,24 @@ class Manifest:
         for name, value in (("confidence", self.confidence), ("iou", self.iou)):
             if not 0 <= value <= 1:
                 raise EngineError(f"{name} {value}: it must lie in 0..1")
+
+
+Payload = dict[str, bytes]  # the named members of an engine file
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What an engine is to be made with, beside its network and weights.
+
+    images: to calibrate with, [B, 3, height, width] float32 in 0..1. progress: whether to show how
+    far a long build has come.
+    """
+
+    images: Iterable[Tensor] | None = None
+    calibration_method: str | None = None
+    device: str | None = None
+    tensorrt: TensorRtOptions | None = None
+    progress: bool = False
 
 
 class Engine(ABC):
@@ -100,9 +119,11 @@ class Engine(ABC):
         """The fastest precision that this machine runs and that keeps the detections."""
 
     @staticmethod
-    @abstractmethod
     def payload(network: Network, state: Mapping[str, Tensor]) -> dict[str, bytes]:
-        """Members of the engine file for a folded network and its state dict."""
+        """Members of the engine file for a folded network and its state dict, of a kind whose
+        `make` needs to know no more.
+        """
+        raise NotImplementedError
 
     @classmethod  # noqa: B027
     def check_device(cls, device: str | None) -> None:
@@ -117,13 +138,26 @@ class Engine(ABC):
         state: Mapping[str, Tensor],
         images: Iterable[Tensor],
         device: str | None = None,
+        method: str | None = None,
     ) -> dict[str, bytes]:
-        """Members of the engine file that a precision of 8 bits needs beside its weights.
+        """Members of the engine file that a precision of 8 bits needs beside its weights, or in
+        place of those of `payload`.
 
         state: of the manifest's folded network. images: [B, 3, height, width] float32 in 0..1.
-        device: what the engine will be made for.
+        device: what the engine will be made for. method: how the scales are found, of those that
+        the engine has.
         """
         raise EngineError(f"the {cls.kind} engine needs no calibration images")
+
+    @classmethod
+    def make(cls, manifest: Manifest, state: Mapping[str, Tensor], request: Request) -> Payload:
+        """All members of the engine file for the manifest's folded network."""
+        payload = cls.payload(manifest.network, state)
+        if request.images is not None:
+            payload |= cls.calibrate(
+                manifest, state, request.images, request.device, request.calibration_method
+            )
+        return payload
 
     def learnt(self) -> dict[str, bytes]:
         """Members of the engine file that came to be while the engine was made ready to run: the

@@ -233,7 +233,7 @@ def test_build_on_an_old_gpu(
 def test_calibration_belongs_to_fp8_alone(mini, cpu_device, tuning_folder: Path) -> None:
     with pytest.raises(EngineError, match="fp8 is built from calibration images: give some"):
         build_engine(*mini, engine="cuda", precision="fp8", device=cpu_device())
-    with pytest.raises(EngineError, match="fp16 needs no calibration images: only fp8 does"):
+    with pytest.raises(EngineError, match="fp16 needs no calibration images: only fp8 and int8 do"):
         build_engine(*mini, engine="cuda", precision="fp16", device=cpu_device(), calibration=[])
     with pytest.raises(EngineError, match="f32 needs no calibration images"):
         build_engine(*mini, engine="torch", precision="fp32", calibration=[])

@@ -91,10 +91,12 @@ class Device(ABC):
 
 
 class Gpu(Device):
-    """An NVIDIA GPU, through torch. Raises DeviceError where there is none of this number."""
+    """An NVIDIA GPU, through torch, for an engine of this kind. Raises DeviceError where there is
+    none of this number.
+    """
 
-    def __init__(self, name: str | None = None) -> None:
-        self.torch_device = torch.device("cuda", _index(name))
+    def __init__(self, name: str | None = None, kind: str = "cuda") -> None:
+        self.torch_device = torch.device("cuda", _index(name, kind))
         found = torch.cuda.get_device_properties(self.torch_device)
         self.properties = Properties(
             name=found.name,
@@ -155,9 +157,11 @@ class Gpu(Device):
         torch.cuda.current_stream(self.torch_device).wait_event(mark)
 
 
-def open_device(device: str | Device | None) -> Device:
-    """The device of a name such as "cuda:1", the current one for None. Raises DeviceError."""
-    return device if isinstance(device, Device) else Gpu(device)
+def open_device(device: str | Device | None, kind: str = "cuda") -> Device:
+    """The device of a name such as "cuda:1", the current one for None, for an engine of this kind.
+    Raises DeviceError.
+    """
+    return device if isinstance(device, Device) else Gpu(device, kind)
 
 
 def check_precision(properties: Properties, precision: str) -> None:
@@ -207,7 +211,7 @@ def driver_version() -> str:
     return f"CUDA {number.value // 1000}.{number.value % 1000 // 10}"
 
 
-def _index(name: str | None) -> int:
+def _index(name: str | None, kind: str) -> int:
     """Number of the GPU of a name. Raises DeviceError."""
     if not torch.cuda.is_available():
         reason = (
@@ -215,9 +219,9 @@ def _index(name: str | None) -> int:
             if torch.version.cuda is None
             else "torch finds no NVIDIA GPU with a working driver"
         )
-        raise DeviceError(f"the cuda engine needs an NVIDIA GPU, and here {reason}")
+        raise DeviceError(f"the {kind} engine needs an NVIDIA GPU, and here {reason}")
     if not has_cuda():
-        raise DeviceError(f"the cuda engine cannot run here: {NO_KERNELS}")
+        raise DeviceError(f"the {kind} engine cannot run here: {NO_KERNELS}")
     found = ", ".join(
         f"cuda:{index} ({torch.cuda.get_device_name(index)})"
         for index in range(torch.cuda.device_count())
@@ -226,7 +230,7 @@ def _index(name: str | None) -> int:
         return torch.cuda.current_device()
     words = re.fullmatch(r"cuda(?::(\d+))?", name)
     if words is None:
-        raise DeviceError(f"the cuda engine runs on {found}, not on {name!r}")
+        raise DeviceError(f"the {kind} engine runs on {found}, not on {name!r}")
     index = torch.cuda.current_device() if words[1] is None else int(words[1])
     if index >= torch.cuda.device_count():
         raise DeviceError(f"there is no {name} here, but {found}")

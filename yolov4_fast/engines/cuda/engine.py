@@ -130,8 +130,13 @@ class CudaEngine(Engine):
         state: Mapping[str, Tensor],
         images: Iterable[Tensor],
         device: str | Device | None = None,
+        method: str | None = None,
     ) -> dict[str, bytes]:
-        """As `Engine.calibrate`; runs on the device that the engine is for."""
+        """As `Engine.calibrate`, by the largest values; runs on the device that the engine is
+        for.
+        """
+        if method is not None:
+            raise EngineError(f"the cuda engine has no choice of calibration method: {method!r}")
         target = open_device(device)
         check_precision(target.properties, manifest.precision)
         _no_cudnn(target, manifest.precision)

@@ -1,0 +1,1 @@
+"""NVIDIA TensorRT: plans built of our ONNX, and run."""
