@@ -58,8 +58,9 @@ lint: $(VENV)/.tools
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Files of tests side by side, each process with one thread: two of them would only get in each other's way
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 bench: $(VENV)/.tools
 	$(BIN)/python -m pytest benchmarks --benchmark-only

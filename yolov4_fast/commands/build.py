@@ -17,6 +17,7 @@ from yolov4_fast.commands.arguments import (
     positive,
     write_json,
 )
+from yolov4_fast.commands.calibration_options import add_calibration
 from yolov4_fast.commands.tensorrt_options import add_tensorrt, tensorrt_options
 
 
@@ -38,11 +39,7 @@ def add(subparsers: Any) -> None:
         "of them there are depends on the engine (default: fp16 on GPUs; bf16 with openvino on a "
         "CPU that has it; else f32)",
     )
-    parser.add_argument(
-        "--calibrate", metavar="DIR",
-        help="for fp8: a folder of pictures like those it will see, or a data set as `val` takes "
-        "it; of an annotated one the loss of AP is measured and told",
-    )  # fmt: skip
+    add_calibration(parser)
     add_device(parser)
     parser.add_argument(
         "--max-batch", type=positive, default=8, metavar="N",
@@ -88,6 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
         resize=arguments.resize,
         device=arguments.device,
         calibration=calibration.images() if calibration else None,
+        calibration_method=arguments.calibration_method,
         tensorrt=tensorrt,
         progress=sys.stderr.isatty(),
         path=arguments.output,
