@@ -17,6 +17,7 @@ from yolov4_fast.cli import main
 from yolov4_fast.commands import calibration
 from yolov4_fast.commands.calibration import open_calibration
 from yolov4_fast.engines import torch_engine
+from yolov4_fast.engines.bundle import read_bundle
 from yolov4_fast.engines.torch_engine import TorchEngine
 
 MINI = ["mini.cfg", "--weights", "mini.weights", "--names", "mini.names"]
@@ -30,7 +31,12 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     images: list[Tensor] = []
 
     def calibrate(
-        cls: type, manifest: object, state: object, given: Iterable[Tensor], device: object
+        cls: type,
+        manifest: object,
+        state: object,
+        given: Iterable[Tensor],
+        device: object,
+        method: object,
     ) -> dict:
         images.extend(given)
         return {}
@@ -107,6 +113,23 @@ def test_calibrated_with_a_folder_nothing_is_measured(
     assert "AP50" not in capsys.readouterr().out
 
 
+def test_int8_is_of_a_folder_by_the_method_that_is_named(
+    files: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "pictures").mkdir()
+    shutil.copy("wide.png", tmp_path / "pictures")
+    output = tmp_path / "x.engine"
+    words = ["--precision", "int8", "--calibrate", str(tmp_path / "pictures")]
+    model = ["build", *MINI, "--engine", "openvino", "-o", str(output)]
+    scales = []
+    for method in ("minmax", "entropy"):
+        assert main([*model, *words, "--calibration-method", method]) == 0
+        assert "openvino engine, int8, input" in capsys.readouterr().out
+        scales.append(read_bundle(output).payload["model.onnx"])
+    assert scales[0] != scales[1]
+    assert len(Detector(output).detect("wide.png")[0]) > 0
+
+
 def test_many_pictures_are_thinned_out_evenly(
     files: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,6 +147,9 @@ def test_many_pictures_are_thinned_out_evenly(
     [
         (["--precision", "fp16", "--calibrate", "pics"], "fp16 needs no calibration images: only"),
         (["--precision", "fp8"], "torch engine has no precision 'fp8'"),
+        (["--precision", "int8"], "torch engine has no precision 'int8'"),
+        (["--calibration-method", "minmax"], "for precision int8, not for f32"),
+        (["--workspace", "64"], "--workspace: only for --engine tensorrt"),
         (["--device", "warp"], "no device 'warp'"),
         (["--calibrate", "mini.cfg"], "nor is it a folder of pictures"),
         (["--calibrate", "empty"], "no images or videos in the folder empty"),
