@@ -22,8 +22,8 @@ from yolov4_fast.engines.quantize.emulate import Emulation
 from yolov4_fast.engines.quantize.regions import head_convolutions
 from yolov4_fast.network.layers import Network
 
-FAR = 4.0  # times the mean
-SHARE = 0.1  # of the operations, at most
+FAR = 2.5  # times the mean
+SHARE = 0.15  # of the operations, at most
 
 
 def sensitivities(
