@@ -87,14 +87,10 @@ def _insert(
     """scales: of tensors by name. filters: a scale for each output channel, by the name of their
     constant.
     """
-    try:
-        from onnxruntime.quantization import CalibrationMethod, QuantType
-        from onnxruntime.quantization.calibrate import TensorData, TensorsData
-        from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
-    except ImportError:
-        raise EngineError(
-            "INT8 is made with ONNX Runtime's quantiser: pip install 'yolov4_fast[int8]'"
-        ) from None
+    from onnxruntime.quantization import CalibrationMethod, QuantType
+    from onnxruntime.quantization.calibrate import TensorData, TensorsData
+    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
     zero = np.array(0, np.int8)
     exact: dict[str, list[dict[str, Any]]] = {
         name: [{"scale": np.array(scale, dtype), "zero_point": zero}]

@@ -56,6 +56,12 @@ def quantize(
     method = method or METHOD
     if method not in METHODS:
         raise EngineError(f"no calibration method {method!r}; there are {', '.join(METHODS)}")
+    try:  # before minutes of measuring
+        import onnxruntime.quantization  # noqa: F401
+    except ImportError:
+        raise EngineError(
+            "INT8 is made with ONNX Runtime's quantiser: pip install 'yolov4_fast[int8]'"
+        ) from None
     network, state = fold(network, state)
     heads = head_convolutions(network)
     if keep is not None:
